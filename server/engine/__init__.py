@@ -1,0 +1,1 @@
+"""Continuous batching over one base and many adapters. Knows no FastAPI and no pydantic."""

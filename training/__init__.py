@@ -1,0 +1,1 @@
+"""Data to adapter version: rendering, fine-tuning, evaluation and gates. Knows no server."""
