@@ -1,0 +1,43 @@
+"""Model ids that fine-tuning jobs return. Pure text: knows no registry, no database and no HTTP.
+
+The form is OpenAI's ``ft:<base>:<organisation>:<suffix>:<id>`` with our version number as the id,
+so that it reads back into an adapter version without a look-up.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ORGANISATION = "loraloop"
+# A base id may hold any character, colons too: the right end of the text decides.
+_FINE_TUNED = re.compile(
+    rf"ft:(?P<base>.+):{_ORGANISATION}:(?P<name>[a-z0-9][a-z0-9._-]{{0,63}}):(?P<version>[1-9][0-9]{{0,9}})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FineTunedId:
+    """The parts of an ``ft:`` id; ``(name, version)`` is the adapter version that it means."""
+
+    base_id: str
+    name: str
+    version: int
+
+
+def fine_tuned_model_id(base_id: str, name: str, version: int) -> str:
+    """The id that a job returns for the version it made; chat requests take it as ``model``."""
+    return f"ft:{base_id}:{_ORGANISATION}:{name}:{version}"
+
+
+def parse_fine_tuned_model_id(text: str) -> FineTunedId | None:
+    """The parts of ``text``, or None if it is not an id that ``fine_tuned_model_id`` makes."""
+    match = _FINE_TUNED.fullmatch(text)
+    if match is None:
+        return None
+    return FineTunedId(match["base"], match["name"], int(match["version"]))
+
+
+def checkpoint_model_id(base_id: str, name: str, step: int) -> str:
+    """The id of a job's checkpoint; it names no version, so it does not parse as one."""
+    return f"ft:{base_id}:{_ORGANISATION}:{name}:step-{step}"
