@@ -1,0 +1,118 @@
+"""Settings of one server: LORALOOP_* environment and command line, read once, then frozen.
+
+An unknown LORALOOP_* key or a bad value stops start-up and names the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from artifacts.errors import InvalidInput
+from server.request_errors import nearest
+
+PREFIX = "LORALOOP_"
+_SECRET = {"api_keys", "admin_keys"}
+MIB = 1024 * 1024
+
+
+class InvalidSettings(InvalidInput):
+    """A setting that the server cannot start with."""
+
+
+class Settings(BaseSettings):
+    """One field per LORALOOP_<FIELD> variable; ``loraloop serve`` options override them."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    # Where and what
+    home: Path | None = Field(
+        None, description="registry, adapters, files, jobs; ./.loraloop if unset"
+    )
+    database_url: str | None = Field(
+        None, description="SQLAlchemy URL; SQLite in the home if unset"
+    )
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
+    model: str | None = Field(None, description="folder or hub id; the embedded base if unset")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["none", "nf4", "int8"] = "none"
+
+    # Who
+    api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
+    admin_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
+
+    # Adapters
+    adapter_root: Path | None = Field(
+        None, description="folder that adapters may be loaded from, besides the home"
+    )
+    max_resident_adapters: int = Field(8, ge=1, le=1024)
+    max_rank: int = Field(64, ge=1, le=1024)
+
+    # Engine; None leaves the choice to it
+    max_model_len: int | None = Field(None, ge=16)
+    max_num_seqs: int = Field(64, ge=1, le=4096)
+    max_batched_tokens: int | None = Field(None, ge=16)
+    kv_cache_tokens: int | None = Field(None, ge=64)
+    max_queue: int = Field(256, ge=0)
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="threads of the engine's forward pass"
+    )
+
+    # Requests
+    max_n: int = Field(8, ge=1, le=128)
+    max_body_bytes: int = Field(4 * MIB, ge=1024)
+    max_upload_bytes: int = Field(512 * MIB, ge=1024)
+    grace_s: float = Field(
+        30.0, ge=0, le=3600, description="how long running answers may finish on SIGTERM"
+    )
+
+    # Training jobs
+    training_threads: int | None = Field(None, ge=1, le=1024)
+    training_niceness: int = Field(15, ge=0, le=19)
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(key.strip() for key in value.split(",") if key.strip())
+
+
+def read_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment; ``overrides`` (command-line options) that are not None win.
+
+    Raises:
+        InvalidSettings: an unknown LORALOOP_* key, or a value that does not fit.
+    """
+    _refuse_unknown_keys(os.environ)
+    given = {k: v for k, v in (overrides or {}).items() if v is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise InvalidSettings(_explain(error, given)) from None
+
+
+def _refuse_unknown_keys(environ: Mapping[str, str]) -> None:
+    known = sorted(PREFIX + name.upper() for name in Settings.model_fields)
+    for key in sorted(environ):
+        if not key.upper().startswith(PREFIX) or key.upper() in known:
+            continue
+        near = nearest(key[len(PREFIX) :], [name[len(PREFIX) :].lower() for name in known])
+        hint = f"did you mean {PREFIX}{near.upper()}?" if near else f"known: {', '.join(known)}"
+        raise InvalidSettings(f"Unknown setting {key}={environ[key]!r} in the environment; {hint}")
+
+
+def _explain(error: ValidationError, given: Mapping[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    name = str(problem["loc"][0]).lower().removeprefix(PREFIX.lower())
+    key = f"--{name.replace('_', '-')}" if name in given else PREFIX + name.upper()
+    value = "(hidden)" if name in _SECRET else repr(problem["input"])
+    field = Settings.model_fields.get(name)
+    default = f" Leave it out for {field.default!r}." if field and name not in _SECRET else ""
+    return f"Bad setting {key}={value}: {problem['msg']}.{default}"

@@ -1,0 +1,97 @@
+"""What one server process holds, and what the HTTP layer needs of the engine. No logic.
+
+``Server`` is built once by ``server.main`` (or by a test) and handed to ``create_app``; there is
+no module-level instance. ``Engine`` and ``AnswerStream`` are what routes rely on: the real ones live
+in ``server/engine`` and need torch, the tests' ones do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from server.engine.request import Delta, EngineStats, GenerationRequest
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from artifacts.adapter import LoraWeights
+    from artifacts.base import Base
+    from artifacts.chat import ChatRenderer
+    from artifacts.database import Database
+    from artifacts.home import Home
+    from artifacts.registry import Registry
+
+    from server.adapters import AdapterService
+    from server.experiments import Experiments
+    from server.feedback import Feedback
+    from server.files import FileStore
+    from server.jobs import JobRunner
+    from server.telemetry import Telemetry
+
+
+class AnswerStream(Protocol):
+    """The deltas of one answer; the last one, and only that one, has a finish_reason."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None:
+        """Stop generating if unfinished. May be called twice."""
+
+
+class Engine(Protocol):
+    """What the HTTP layer calls. All of it on the event loop, none of it blocking for long."""
+
+    max_model_len: int
+    max_rank: int
+    vocab_size: int
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def submit(self, request: GenerationRequest) -> AnswerStream: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def add_adapter(self, key: str, weights: LoraWeights) -> None: ...
+
+    async def preload_adapter(self, key: str) -> float: ...
+
+    async def remove_adapter(self, key: str, *, wait: bool = True) -> None: ...
+
+    def known_adapters(self) -> set[str]: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass
+class Lifecycle:
+    """Where the process stands; ``/health/ready`` says it, draining refuses new answers."""
+
+    reason_not_ready: str | None = "starting"
+    is_draining: bool = False
+    started_at: float = 0.0  # unix seconds, set by the lifespan
+
+
+@dataclass
+class Server:
+    """Everything that routes share. The fields from ``adapters`` on are set by ``server.main``."""
+
+    settings: Settings
+    home: Home
+    database: Database
+    registry: Registry
+    base: Base
+    renderer: ChatRenderer
+    engine: Engine
+    telemetry: Telemetry
+    adapters: AdapterService
+    experiments: Experiments
+    feedback: Feedback
+    files: FileStore
+    jobs: JobRunner
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    extras: dict[str, Any] = field(default_factory=dict)
