@@ -1,6 +1,6 @@
 """The engine's vocabulary: what is asked, what comes back. No torch, no HTTP.
 
-Late fields and who sets them stand beside each dataclass; everything that crosses a thread is frozen.
+Everything here crosses threads and is frozen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt to continue. ``adapter`` is the content hash of a known adapter, None is the base."""
+    """One prompt to continue; ``adapter`` is a known adapter's content hash, None is the base."""
 
     request_id: str
     prompt_ids: tuple[int, ...]

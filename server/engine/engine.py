@@ -1,0 +1,384 @@
+"""The engine: one thread that schedules, executes, updates and publishes, step after step.
+
+Requests enter from an asyncio loop (`Engine.submit`) and come back as `AnswerStream`s. The engine
+thread owns all sequences; other threads only put commands into its queue. Knows no HTTP, and no
+torch beyond the runner handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from artifacts.adapter import LoraWeights
+from server.engine.bank import PackedAdapter
+from server.engine.blocks import BlockPool
+from server.engine.errors import EngineClosed, EngineOverloaded, RequestTooLong
+from server.engine.output import Decode, OutputText
+from server.engine.request import (
+    Delta,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    TokenLogprob,
+)
+from server.engine.residency import AdapterResidency
+from server.engine.runner import Runner
+from server.engine.sampling import Sampled
+from server.engine.scheduler import Chunk, Scheduler, SchedulerLimits, is_end_token
+from server.engine.sequence import Sequence
+from server.engine.slots import AdapterSlots
+from server.engine.stream import AnswerStream
+
+logger = logging.getLogger(__name__)
+
+Outcome = tuple[Chunk, Sampled | Exception | None]
+MAX_UNEXPLAINED_FAILURES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Fixed facts of one engine: what the base allows and what the operator configured."""
+
+    max_model_len: int
+    max_rank: int
+    max_resident_adapters: int
+    num_adapter_rows: int
+    num_blocks: int
+    block_size: int
+    kv_bytes: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_queue: int
+    scheduler: SchedulerLimits
+
+
+class Engine:
+    """Continuous batching over one base and its adapters.
+
+    Args:
+        decode: tokenizer's decoding, special tokens left out.
+        pack: brings LoRA weights into the bank's layout.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        runner: Runner,
+        decode: Decode,
+        pack: Callable[[LoraWeights], PackedAdapter],
+    ) -> None:
+        self.spec = spec
+        self._runner = runner
+        self._decode = decode
+        self._pack = pack
+        self._blocks = BlockPool(spec.num_blocks, spec.block_size)
+        slots = AdapterSlots(spec.max_resident_adapters, spec.num_adapter_rows)
+        self._adapters = AdapterResidency(slots, runner.write_adapter)
+        self._scheduler = Scheduler(
+            spec.scheduler, self._blocks, self._adapters.pin, self._adapters.unpin
+        )
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._open: dict[str, tuple[Sequence, AnswerStream]] = {}  # engine thread only
+        self._num_open = 0  # event loop side: submitted and not yet ended
+        self._submit_lock = threading.Lock()
+        self._is_closed = False
+        self._is_idle = True
+        self._num_steps = 0
+        self._num_unexplained = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def max_model_len(self) -> int:
+        return self.spec.max_model_len
+
+    @property
+    def max_rank(self) -> int:
+        return self.spec.max_rank
+
+    @property
+    def vocab_size(self) -> int:
+        return self.spec.vocab_size
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Abort what still runs and end the thread. Draining before is the caller's choice."""
+        self._close()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- requests (event loop) ------------------------------------------------------------------
+
+    def submit(self, request: GenerationRequest) -> AnswerStream:
+        """Accept a request, which from now on ends in exactly one last delta.
+
+        Raises:
+            EngineClosed, EngineOverloaded, RequestTooLong, UnknownAdapter: nothing was accepted.
+        """
+        self._check_length(request)
+        stream = AnswerStream(request.request_id, self.abort)
+        output = OutputText(self._decode, request.sampling.stop)
+        seq = Sequence(request, output, time.perf_counter())
+        with self._submit_lock:
+            self._check_open()
+            if self._num_open >= self.spec.scheduler.max_num_seqs + self.spec.max_queue:
+                raise EngineOverloaded(
+                    f"{self._num_open} requests are running or waiting, the limit is "
+                    f"{self.spec.scheduler.max_num_seqs} + {self.spec.max_queue}",
+                    retry_after_s=1.0,
+                )
+            if request.adapter is not None:
+                self._adapters.retain(request.adapter)
+            self._num_open += 1
+            self._commands.put(lambda: self._accept(seq, stream))
+        return stream
+
+    def abort(self, request_id: str) -> None:
+        """End a request with ``abort``; nothing happens if it has ended already. Any thread."""
+        self._commands.put(lambda: self._abort(request_id))
+
+    def _check_length(self, request: GenerationRequest) -> None:
+        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        capacity = min(self.spec.max_model_len, self.spec.num_blocks * self.spec.block_size)
+        if num_prompt == 0:
+            raise RequestTooLong("the prompt has no tokens")
+        if num_prompt + max_tokens > capacity:
+            raise RequestTooLong(
+                f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together "
+                f"{num_prompt + max_tokens}; the limit is {capacity}"
+            )
+
+    # --- adapters -------------------------------------------------------------------------------
+
+    def add_adapter(self, key: str, weights: LoraWeights) -> None:
+        """Make an adapter known under its content hash. Any thread; copies the weights."""
+        self._adapters.add(key, self._pack(weights))
+
+    async def preload_adapter(self, key: str) -> float:
+        """Make a known adapter resident now rather than at its first request; seconds it took."""
+        started = time.perf_counter()
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # a client that leaves cannot cancel it any more
+        self._command(lambda: self._adapters.preload(key, done))
+        await asyncio.wrap_future(done)
+        return time.perf_counter() - started
+
+    async def remove_adapter(self, key: str, *, wait: bool = True) -> None:
+        """Forget an adapter once its open requests have ended; new ones are refused at once.
+
+        Raises:
+            UnknownAdapter: it is not known.
+            AdapterInUse: ``wait`` is False and requests are open.
+        """
+        done = self._adapters.remove(key, wait=wait)
+        self._command(lambda: None)
+        await asyncio.wrap_future(done)
+
+    def known_adapters(self) -> set[str]:
+        return self._adapters.known()
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=len(self._scheduler.running),
+            num_waiting=max(self._num_open - len(self._scheduler.running), 0),
+            kv_blocks_total=self.spec.num_blocks,
+            kv_blocks_free=self._blocks.num_free,
+            kv_bytes=self.spec.kv_bytes,
+            resident_adapters=self._adapters.resident_bytes(),
+            pinned_adapters=self._adapters.pins(),
+            num_steps=self._num_steps,
+            num_forward_passes=self._runner.num_forward_passes,
+            is_healthy=not self._is_closed and self._num_unexplained < MAX_UNEXPLAINED_FAILURES,
+        )
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._submit_lock:
+            self._check_open()
+            self._commands.put(command)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineClosed("the engine is shutting down")
+
+    def _close(self) -> None:
+        """From here on nothing is accepted; what was accepted before lies in the queue."""
+        with self._submit_lock:
+            self._is_closed = True
+            self._commands.put(lambda: None)
+
+    # --- engine thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closed:
+                self._take_commands()
+                self._step()
+        except Exception:  # a bug of ours: end every request rather than leave it hanging
+            logger.exception("the engine thread died")
+            self._close()
+            self._end_all("error", "the engine failed; see the server's log")
+        else:
+            self._end_all("abort", None)
+
+    def _step(self) -> None:
+        chunks = self._scheduler.schedule(time.perf_counter())
+        self._is_idle = not chunks
+        if not chunks:
+            return
+        outcomes = self._execute(chunks)
+        deltas = self._update(outcomes)
+        self._publish(deltas)
+        self._num_steps += 1
+
+    def _take_commands(self) -> None:
+        """Run all waiting commands; sleep for the next one while there is nothing to compute."""
+        if self._is_idle:
+            # Someone may wait for a place that only a later removal or preload frees: look again.
+            timeout = 0.01 if self._scheduler.waiting or self._adapters.has_preloads else None
+            with contextlib.suppress(queue.Empty):
+                self._commands.get(timeout=timeout)()
+        while True:
+            try:
+                self._commands.get_nowait()()
+            except queue.Empty:
+                break
+        self._adapters.collect()
+
+    def _accept(self, seq: Sequence, stream: AnswerStream) -> None:
+        self._open[seq.request.request_id] = (seq, stream)
+        self._scheduler.add(seq)
+
+    def _abort(self, request_id: str) -> None:
+        if request_id in self._open:
+            seq, stream = self._open[request_id]
+            self._publish([(stream, self._end(seq, "abort"))])
+
+    def _execute(self, chunks: list[Chunk]) -> list[Outcome]:
+        """Run the step; if it fails, narrow the failure to the requests that cause it."""
+        try:
+            outcomes = self._run_chunks(chunks)
+        except Exception as error:  # whatever a kernel may raise
+            logger.warning("a step of %d chunks failed: %r", len(chunks), error)
+            outcomes = self._narrow(chunks)
+            num_culprits = sum(isinstance(result, Exception) for _, result in outcomes)
+            if num_culprits == 0 or 1 < num_culprits == len(chunks):
+                self._num_unexplained += 1
+        else:
+            self._num_unexplained = 0
+        return outcomes
+
+    def _narrow(self, chunks: list[Chunk]) -> list[Outcome]:
+        """Run failed chunks again in halves; whoever fails alone keeps the exception."""
+        try:
+            return self._run_chunks(chunks)
+        except Exception as error:
+            if len(chunks) == 1:
+                return [(chunks[0], error)]
+            half = len(chunks) // 2
+            return self._narrow(chunks[:half]) + self._narrow(chunks[half:])
+
+    def _run_chunks(self, chunks: list[Chunk]) -> list[Outcome]:
+        places = [self._adapters.place(c.seq.request.adapter) for c in chunks]
+        return list(zip(chunks, self._runner.execute(chunks, places), strict=True))
+
+    def _update(self, outcomes: list[Outcome]) -> list[tuple[AnswerStream, Delta]]:
+        deltas: list[tuple[AnswerStream, Delta]] = []
+        for chunk, result in outcomes:
+            seq, stream = self._open[chunk.seq.request.request_id]
+            if isinstance(result, Exception):
+                self._runner.scrub(seq.block_table)
+                deltas.append((stream, self._end(seq, "error", error=_explain(result))))
+                continue
+            self._scheduler.update(chunk, None if result is None else result.token_id)
+            if result is not None:
+                deltas.append((stream, self._advance(seq, result.logprob)))
+        return deltas
+
+    def _advance(self, seq: Sequence, logprob: TokenLogprob | None) -> Delta:
+        """Turn a sequence's newest token into text, and end the sequence where it ends."""
+        if seq.first_token_at is None:
+            seq.first_token_at = time.perf_counter()
+        token, sampling = seq.token_ids[-1], seq.request.sampling
+        logprobs = () if logprob is None else (logprob,)
+        try:
+            if is_end_token(seq, self.spec.eos_token_ids):
+                return self._end(seq, "stop", token_ids=(token,), logprobs=logprobs)
+            text = seq.output.push(token, check_stop=seq.num_generated >= sampling.min_tokens)
+            reason: FinishReason | None = None
+            if seq.output.is_stopped:
+                reason = "stop"
+            elif seq.num_generated >= sampling.max_tokens:
+                reason = "length"
+            if reason is not None:
+                return self._end(seq, reason, text=text, token_ids=(token,), logprobs=logprobs)
+        except Exception as error:  # a tokenizer that fails on one answer fails one answer
+            logger.exception("decoding the answer of %s failed", seq.request.request_id)
+            return self._end(seq, "error", error=_explain(error))
+        return Delta(seq.request.request_id, text, (token,), logprobs)
+
+    def _end(
+        self,
+        seq: Sequence,
+        reason: FinishReason,
+        *,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        error: str | None = None,
+    ) -> Delta:
+        """Free all a sequence holds and make its last delta."""
+        if reason in ("stop", "length"):
+            text += seq.output.finish()
+        self._scheduler.finish(seq)
+        del self._open[seq.request.request_id]
+        if seq.request.adapter is not None:
+            self._adapters.release(seq.request.adapter)
+        with self._submit_lock:
+            self._num_open -= 1
+        timing = seq.timing(time.perf_counter())
+        return Delta(seq.request.request_id, text, token_ids, logprobs, reason, error, timing)
+
+    def _end_all(self, reason: FinishReason, error: str | None) -> None:
+        while True:  # requests accepted a moment before closing are ended too
+            try:
+                self._commands.get_nowait()()
+            except queue.Empty:
+                break
+        self._publish(
+            [
+                (stream, self._end(seq, reason, error=error))
+                for seq, stream in [*self._open.values()]
+            ]
+        )
+        self._adapters.fail_waiting(EngineClosed("the engine is shutting down"))
+
+    def _publish(self, deltas: list[tuple[AnswerStream, Delta]]) -> None:
+        """Hand the step's deltas over, one wake-up per event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Delta]]] = {}
+        for stream, delta in deltas:
+            by_loop.setdefault(stream.loop, []).append((stream, delta))
+        for loop, items in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_deliver, items)
+            except RuntimeError:  # the loop is closed: nobody is left to read
+                logger.debug("dropped %d deltas of a closed event loop", len(items))
+
+
+def _deliver(items: list[tuple[AnswerStream, Delta]]) -> None:
+    for stream, delta in items:
+        stream.push(delta)
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,148 @@
+"""From a base on disk to a running engine: sizes, weights, cache, bank, warm-up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PretrainedConfig
+
+from artifacts.base import Base, iter_tensors
+from server.engine.bank import AdapterBank
+from server.engine.cache import KVCache
+from server.engine.decoder import Decoder, DecoderShape, Weights
+from server.engine.engine import Engine, EngineSpec
+from server.engine.errors import UnsupportedModel
+from server.engine.linear import Quantization
+from server.engine.runner import TorchRunner
+from server.engine.scheduler import SchedulerLimits
+
+logger = logging.getLogger(__name__)
+
+BLOCK_SIZE = 16
+DEFAULT_KV_BYTES = 1 << 30
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the operator may set. None means: derive it from the base."""
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    max_batched_tokens: int = 512
+    kv_cache_tokens: int | None = None
+    max_resident_adapters: int = 8
+    max_rank: int = 64
+    max_queue: int = 256
+    num_threads: int | None = None
+
+
+def build_engine(
+    base: Base,
+    *,
+    dtype: str = "auto",
+    quantization: Quantization = "none",
+    limits: EngineLimits | None = None,
+    on_layer: Callable[[int, int], None] = lambda done, total: None,
+) -> Engine:
+    """Load a base and make an engine for it, not yet started.
+
+    Args:
+        dtype: ``auto`` takes the checkpoint's own.
+        on_layer: called with (layers loaded, layers in all), for a progress bar.
+
+    Raises:
+        UnsupportedModel: the configuration or the settings ask for something the engine lacks.
+    """
+    limits = limits or EngineLimits()
+    if limits.num_threads is not None:
+        torch.set_num_threads(limits.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch_dtype = resolve_dtype(base.config, dtype)
+    shape = DecoderShape.of(base.config)
+    max_len = _context_length(base, limits)
+    weights = Weights(dict(iter_tensors(base)), torch_dtype, device)
+    decoder = Decoder(
+        base.config, weights, max_len=max_len, quantization=quantization, on_layer=on_layer
+    )
+    cache = _make_cache(shape, limits, max_len, torch_dtype, device)
+    num_rows = limits.max_resident_adapters * limits.max_rank
+    bank = AdapterBank(shape.lora_groups(), num_rows, torch_dtype, device)
+    spec = EngineSpec(
+        max_model_len=max_len,
+        max_rank=limits.max_rank,
+        max_resident_adapters=limits.max_resident_adapters,
+        num_adapter_rows=num_rows,
+        num_blocks=cache.num_blocks,
+        block_size=BLOCK_SIZE,
+        kv_bytes=cache.num_bytes,
+        vocab_size=shape.vocab_size,
+        eos_token_ids=base.eos_token_ids,
+        max_queue=limits.max_queue,
+        scheduler=SchedulerLimits(limits.max_num_seqs, limits.max_batched_tokens),
+    )
+    runner = TorchRunner(decoder, cache, bank, base.eos_token_ids, device)
+    tokenizer = base.tokenizer.backend_tokenizer
+
+    def decode(ids: list[int]) -> str:
+        # Ids that only pad the vocabulary to a round size have no text.
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    return Engine(spec, runner, decode, bank.pack)
+
+
+def resolve_dtype(config: PretrainedConfig, dtype: str) -> torch.dtype:
+    """The compute type for ``auto|float32|bfloat16|float16``."""
+    if dtype == "auto":
+        found = config.dtype
+        return found if isinstance(found, torch.dtype) else torch.float32
+    if dtype not in DTYPES:
+        raise UnsupportedModel(f"dtype {dtype!r} is unknown; use auto, {', '.join(DTYPES)}")
+    if dtype == "float16" and not torch.cuda.is_available():
+        raise UnsupportedModel("dtype float16 needs a GPU; use bfloat16 or float32 on a CPU")
+    return DTYPES[dtype]
+
+
+def _context_length(base: Base, limits: EngineLimits) -> int:
+    wanted = limits.max_model_len
+    if wanted is None:
+        length: int = base.context_length
+        return length
+    if not 0 < wanted <= base.context_length:
+        raise UnsupportedModel(
+            f"max_model_len {wanted} is outside 1 … {base.context_length}, the base's own context"
+        )
+    return wanted
+
+
+def _make_cache(
+    shape: DecoderShape,
+    limits: EngineLimits,
+    max_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> KVCache:
+    """As many blocks as asked for, else what fits `DEFAULT_KV_BYTES` and could ever be used."""
+    bytes_per_token = 2 * shape.num_layers * shape.kv_width * dtype.itemsize
+    num_tokens = limits.kv_cache_tokens
+    if num_tokens is None:
+        num_tokens = max(
+            min(DEFAULT_KV_BYTES // bytes_per_token, limits.max_num_seqs * max_len), max_len
+        )
+    if num_tokens < BLOCK_SIZE:
+        raise UnsupportedModel(
+            f"kv_cache_tokens {num_tokens} is smaller than one block of {BLOCK_SIZE} tokens"
+        )
+    return KVCache(
+        num_layers=shape.num_layers,
+        num_blocks=-(-num_tokens // BLOCK_SIZE),
+        block_size=BLOCK_SIZE,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        dtype=dtype,
+        device=device,
+    )
