@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import secrets
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,12 +74,16 @@ class Experiment:
 
 
 class Experiments:
-    """The stored experiments, all held in memory: assigning one request touches no database."""
+    """The stored experiments, all held in memory: assigning one request touches no database.
+
+    ``put`` and ``delete`` block on the database; every method may be called from any thread.
+    """
 
     def __init__(self, database: Database, *, rng: random.Random | None = None) -> None:
         self._database = database
         self._rng = rng if rng is not None else random.Random()
-        with database.session() as session:
+        self._writing = threading.Lock()
+        with database.reading() as session:
             rows = session.query(ExperimentRow).all()
             self._running = {row.name: _from_row(row) for row in rows}
 
@@ -89,11 +94,12 @@ class Experiments:
 
     def put(self, name: str, arms: Sequence[Arm]) -> Experiment:
         """Start an experiment or re-weight the running one of this name."""
-        running = self._running.get(name)
-        experiment = Experiment.new(name, arms) if running is None else running.reweighted(arms)
-        with self._database.session() as session:
-            session.merge(_to_row(experiment))
-        self._running[name] = experiment
+        with self._writing:
+            running = self._running.get(name)
+            experiment = Experiment.new(name, arms) if running is None else running.reweighted(arms)
+            with self._database.session() as session:
+                session.merge(_to_row(experiment))
+            self._running[name] = experiment
         return experiment
 
     def get(self, name: str) -> Experiment:
@@ -107,12 +113,13 @@ class Experiments:
 
     def delete(self, name: str) -> Experiment:
         """End the experiment; the bare name then means its champion again. Returns what ended."""
-        experiment = self.get(name)
-        with self._database.session() as session:
-            row = session.get(ExperimentRow, name)
-            if row is not None:
-                session.delete(row)
-        del self._running[name]
+        with self._writing:
+            experiment = self.get(name)
+            with self._database.session() as session:
+                row = session.get(ExperimentRow, name)
+                if row is not None:
+                    session.delete(row)
+            del self._running[name]
         return experiment
 
 

@@ -1,0 +1,136 @@
+"""Scores for answers. Remembers which model gave which answer; knows no HTTP and no statistics.
+
+Answers are noted in memory (a chat must not wait for the disk) and written in batches; feedback
+itself is on disk before it is acknowledged. The newest ``max_answers`` answers can be scored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from artifacts.database import Database
+from artifacts.errors import InvalidInput, NotFound
+from server.tables import AnswerRow, FeedbackRow
+
+log = logging.getLogger("loraloop.server")
+
+FLUSH_EVERY_S = 0.5
+PRUNE_EVERY = 1_000  # answers
+MAX_COMMENT = 4_000  # characters
+
+
+class Feedback:
+    """``note_answer`` from the event loop; the rest blocks and may run in any thread."""
+
+    def __init__(self, database: Database, *, max_answers: int) -> None:
+        self._database = database
+        self._max_answers = max_answers
+        self._pending: dict[str, AnswerRow] = {}
+        self._flushing = threading.Lock()
+        self._since_prune = 0
+
+    def note_answer(
+        self,
+        answer_id: str,
+        *,
+        model: str,
+        experiment: str | None = None,
+        arm: str | None = None,
+        subject: str | None = None,
+    ) -> None:
+        """Make ``answer_id`` something that feedback can refer to."""
+        if len(self._pending) >= self._max_answers:  # the database has been failing for long
+            return
+        self._pending[answer_id] = AnswerRow(
+            id=answer_id,
+            model=model,
+            experiment=experiment,
+            arm=arm,
+            subject=_storable(subject),
+            created_at=time.time(),
+        )
+
+    def record(self, answer_id: str, score: float, comment: str | None = None) -> FeedbackRow:
+        """Store the score of an answer; a later one replaces it. Raises NotFound, InvalidInput."""
+        if not (math.isfinite(score) and 0 <= score <= 1):
+            raise InvalidInput(f"score is {score}: give a number from 0 to 1.", param="score")
+        if comment is not None and len(comment) > MAX_COMMENT:
+            raise InvalidInput(
+                f"comment has {len(comment)} characters, at most {MAX_COMMENT} are kept.",
+                param="comment",
+            )
+        self.flush()
+        with self._database.session() as session:
+            answer = session.scalar(select(AnswerRow).where(AnswerRow.id == answer_id))
+            row = session.get(FeedbackRow, answer_id)
+            now = time.time()
+            if row is None:
+                if answer is None:
+                    raise NotFound(
+                        f"No answer has the id {answer_id!r}: send the 'id' of a completion "
+                        f"(the newest {self._max_answers} are kept)."
+                    )
+                row = FeedbackRow(
+                    answer_id=answer_id,
+                    model=answer.model,
+                    experiment=answer.experiment,
+                    arm=answer.arm,
+                    subject=answer.subject,
+                    created_at=now,
+                )
+                session.add(row)
+            row.score, row.comment, row.updated_at = score, _storable(comment), now
+            return row
+
+    def flush(self) -> None:
+        """Write the answers noted so far."""
+        with self._flushing:
+            batch = list(self._pending.values())
+            if not batch:
+                return
+            with self._database.session() as session:
+                session.add_all(AnswerRow(**_values(answer)) for answer in batch)
+            for answer in batch:
+                self._pending.pop(answer.id, None)
+            self._since_prune += len(batch)
+            if self._since_prune >= PRUNE_EVERY:
+                self._prune()
+
+    async def keep_flushing(self) -> None:
+        """Write batches until cancelled. A database that fails for a while loses nothing."""
+        while True:
+            await asyncio.sleep(FLUSH_EVERY_S)
+            if not self._pending:
+                continue
+            try:
+                await asyncio.to_thread(self.flush)
+            except SQLAlchemyError:
+                log.exception("could not record %d answers, will retry", len(self._pending))
+
+    def _prune(self) -> None:
+        self._since_prune = 0
+        with self._database.session() as session:
+            newest = session.scalar(select(func.max(AnswerRow.sequence))) or 0
+            oldest_kept = newest - self._max_answers
+            session.execute(delete(AnswerRow).where(AnswerRow.sequence <= oldest_kept))
+
+
+_COLUMNS = ("id", "model", "experiment", "arm", "subject", "created_at")
+
+
+def _values(answer: AnswerRow) -> dict[str, object]:
+    return {column: getattr(answer, column) for column in _COLUMNS}
+
+
+def _storable(text: str | None) -> str | None:
+    """Clients choose this text: what no database takes must not spoil a whole batch."""
+    if text is None:
+        return None
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
