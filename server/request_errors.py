@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-KNOWN_KEYS_LIMIT = 1  # how many near names a message offers
-
-_UNION_LABEL = re.compile(
-    r"^(str|int|float|bool|none|dict\[.*|list\[.*|tuple\[.*|constrained-.*|function-.*|[A-Z]\w*)$"
-)
+# Complaints of ``server.fields`` whose message is already a whole sentence.
+_SENTENCES = ("unknown_parameter", "unsupported_parameter", "invalid_combination")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,47 +21,49 @@ class Problem:
 
 
 def explain(errors: Sequence[Mapping[str, Any]], content_type: str | None = None) -> Problem:
-    """The most telling of pydantic's ``errors``: of a union's branches the one that got furthest.
-    """
-    error = max(errors, key=lambda e: len(e["loc"]))
+    """The first of pydantic's ``errors`` in words."""
+    error = errors[0]
     kind = str(error["type"])
     context: Mapping[str, Any] = error.get("ctx") or {}
-    param = param_of(error["loc"])
     if kind == "json_invalid":
-        where = error["loc"][-1] if error["loc"] else 0
-        message = f"The request body is not valid JSON: {context.get('error')} at byte {where}."
+        message = (
+            f"The request body is not valid JSON: {context.get('error')} at {error['loc'][-1]}."
+        )
         return Problem(message, None, "invalid_json")
+    param = _join(param_of(error["loc"]), context.get("param"))
     if param is None and not _is_json(content_type):
         message = f"Send the body as JSON with Content-Type: application/json, not {content_type}."
         return Problem(message, None, "unsupported_content_type")
-    if kind == "missing":
-        name = param or "the request body"
-        return Problem(f"Missing required parameter: {name}.", param, "missing_required_parameter")
-    if kind == "extra_forbidden":
-        return Problem(f"Unknown parameter: {param}.", param, "unknown_parameter")
-    if kind in ("unknown_parameter", "unsupported_parameter"):
-        param = str(context["param"]) if "param" in context else param
-        return Problem(str(error["msg"]), param, kind)
     name = param or "the request body"
-    return Problem(
-        f"Invalid value for {name}: {_sentence(str(error['msg']))}", param, "invalid_value"
-    )
+    if kind == "missing":
+        return Problem(f"Missing required parameter: {name}.", param, "missing_required_parameter")
+    if kind in _SENTENCES:
+        return Problem(str(error["msg"]), param, kind)
+    sentence = _sentence(str(error["msg"]))
+    return Problem(f"Invalid value for {name}: {sentence}", param, "invalid_value")
 
 
 def param_of(loc: Sequence[str | int]) -> str | None:
-    """``("body", "messages", 0, "content", "str")`` → ``messages[0].content``."""
+    """``("body", "messages", 0, "content", "~many", 1)`` → ``messages[0].content[1]``.
+
+    Parts that start with ~ are the tags of ``server.fields.OneOrMany``.
+    """
     text = ""
     for part in loc[1:] if loc and loc[0] in ("body", "query", "path", "header") else loc:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif not _UNION_LABEL.match(part):
-            text += f".{part}" if text else part
+        elif not part.startswith("~"):
+            text = _join(text, part) or ""
     return text or None
+
+
+def _join(outer: str | None, inner: str | None) -> str | None:
+    return f"{outer}.{inner}" if outer and inner else outer or inner
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that a typing error most likely meant."""
-    matches = difflib.get_close_matches(name.lower(), known, n=KNOWN_KEYS_LIMIT, cutoff=0.6)
+    matches = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
