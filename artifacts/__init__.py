@@ -1,1 +1,1 @@
-"""What lies on disk and how it becomes usable: bases, adapter versions, registry, chat rendering."""
+"""What lies on disk and how it becomes usable: bases, adapters, registry, chat rendering."""

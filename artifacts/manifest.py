@@ -1,0 +1,91 @@
+"""What a stored adapter version says about itself (``manifest.json``) and its model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from artifacts.errors import Corrupt
+
+MANIFEST_FILE = "manifest.json"
+CARD_FILE = "README.md"
+CARD_MARK = "<!-- written by loraloop -->"
+
+Metric = float | str | None
+
+
+class ManifestDraft(BaseModel):
+    """Everything about a new version but what the registry adds: name, number, time, hashes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    content_hash: str  # of weights + normalised config, see artifacts.adapter
+    base_id: str
+    base_fingerprint: str | None = None  # None: made elsewhere, the base is the user's word
+    template_hash: str | None = None
+    data_hash: str | None = None
+    origin: Literal["trained", "imported"]
+    rank: int  # the largest of all modules
+    alpha: float
+    target_modules: tuple[str, ...]
+    num_parameters: int
+    num_bytes: int  # of the weights file
+    settings: dict[str, Any] = {}
+    metrics: dict[str, Metric] = {}  # base_loss, adapter_loss, base_perplexity, …
+
+
+class AdapterManifest(ManifestDraft):
+    """The record of one immutable version."""
+
+    name: str
+    version: int
+    created_at: str  # ISO 8601, UTC
+    files: dict[str, str] = {}  # relative path → SHA-256, without manifest and card
+
+    @property
+    def id(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+def read_manifest(folder: Path) -> AdapterManifest | None:
+    """The folder's manifest, None if it has none; Corrupt if it cannot be read as one."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        return AdapterManifest.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise Corrupt(
+            f"{path} is not a readable adapter manifest ({type(error).__name__}); restore it from "
+            "a copy, or delete it to import the weights as an adapter made elsewhere"
+        ) from error
+
+
+def model_card(manifest: AdapterManifest) -> str:
+    """A Markdown card for people who find the folder without the registry."""
+    metrics = "\n".join(f"| {key} | {_shown(value)} |" for key, value in manifest.metrics.items())
+    settings = "\n".join(f"| {key} | `{value}` |" for key, value in manifest.settings.items())
+    table_head = "| | |\n|---|---|\n"
+    parts = [
+        CARD_MARK,
+        f"# {manifest.id}",
+        f"A LoRA adapter for `{manifest.base_id}`, {manifest.origin} on {manifest.created_at}.",
+        f"- content: `{manifest.content_hash}`",
+        f"- base fingerprint: `{manifest.base_fingerprint or 'unknown'}`",
+        f"- chat template: `{manifest.template_hash or 'unknown'}`",
+        f"- training rows: `{manifest.data_hash or 'unknown'}`",
+        f"- rank {manifest.rank}, alpha {manifest.alpha:g}, "
+        f"{manifest.num_parameters:,} parameters, {manifest.num_bytes:,} bytes",
+        f"- modules: {', '.join(manifest.target_modules)}",
+    ]
+    if metrics:
+        parts.append(f"\n## Held-out metrics\n{table_head}{metrics}")
+    if settings:
+        parts.append(f"\n## Settings\n{table_head}{settings}")
+    return "\n".join(parts) + "\n"
+
+
+def _shown(value: Metric) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
