@@ -31,7 +31,7 @@ BANNED: dict[str, set[str]] = {
 }
 # policy without tensors: importing one of these must not bring in torch, not even through others
 NO_TORCH = (
-    *(f"server.engine.{name}" for name in ("request", "errors", "scheduler", "blocks", "cache")),
+    *(f"server.engine.{name}" for name in ("request", "errors", "scheduler", "blocks")),
     *(f"server.engine.{name}" for name in ("slots", "sequence", "output")),
     *(f"server.{name}" for name in ("experiments", "split", "names", "resolve")),
     *(f"artifacts.{name}" for name in ("errors", "names", "home", "safe_write", "database")),
