@@ -33,6 +33,7 @@ class Behaviour:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else tokens arrive in lumps of 40 ms
     behaviour: Behaviour
 
     def log_message(self, format: str, *args: object) -> None:
@@ -118,12 +119,18 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
 
+class QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients may leave in the middle of a stream."""
+
+
 @contextmanager
 def fake_server(behaviour: Behaviour) -> Iterator[str]:
     """Its base URL, while it runs."""
     handler = type("BoundHandler", (Handler,), {"behaviour": behaviour})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
