@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from artifacts.adapter import LoraPair, LoraWeights
+if TYPE_CHECKING:
+    from artifacts.adapter import LoraPair, LoraWeights
 
 
 @dataclass(frozen=True, slots=True)

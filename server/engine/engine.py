@@ -2,7 +2,7 @@
 
 Requests enter from an asyncio loop (`Engine.submit`) and come back as `AnswerStream`s. The engine
 thread owns all sequences; other threads only put commands into its queue. Knows no HTTP, and no
-torch beyond the runner handed in.
+torch: tensors are the runner's affair.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from artifacts.adapter import LoraWeights
-from server.engine.bank import PackedAdapter
 from server.engine.blocks import BlockPool
 from server.engine.errors import EngineClosed, EngineOverloaded, RequestTooLong
 from server.engine.output import Decode, OutputText
@@ -30,16 +29,20 @@ from server.engine.request import (
     TokenLogprob,
 )
 from server.engine.residency import AdapterResidency
-from server.engine.runner import Runner
-from server.engine.sampling import Sampled
 from server.engine.scheduler import Chunk, Scheduler, SchedulerLimits, is_end_token
 from server.engine.sequence import Sequence
 from server.engine.slots import AdapterSlots
 from server.engine.stream import AnswerStream
 
+if TYPE_CHECKING:
+    from artifacts.adapter import LoraWeights
+    from server.engine.bank import PackedAdapter
+    from server.engine.runner import Runner
+    from server.engine.sampling import Sampled
+
 logger = logging.getLogger(__name__)
 
-Outcome = tuple[Chunk, Sampled | Exception | None]
+Outcome = tuple[Chunk, "Sampled | Exception | None"]
 MAX_UNEXPLAINED_FAILURES = 2
 
 

@@ -12,10 +12,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-from server.engine.bank import PackedAdapter
 from server.engine.errors import AdapterInUse, UnknownAdapter
 from server.engine.slots import AdapterSlots
+
+if TYPE_CHECKING:
+    from server.engine.bank import PackedAdapter
 
 
 class AdapterResidency:
