@@ -6,12 +6,14 @@ Against a server without ``/admin/stats`` the server's columns are left out with
 from __future__ import annotations
 
 import json
+import signal
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import gevent
 import requests
 from locust import events
 from locust.env import Environment
@@ -61,6 +63,14 @@ def connect(environment: Environment, **_: object) -> None:
 
     environment.events.report_to_master.add_listener(attach)
     environment.events.worker_report.add_listener(collect)
+
+
+@events.init.add_listener
+def end_on_signal(environment: Environment, **_: object) -> None:
+    """SIGUSR1 ends a run as --run-time does, for a caller that knows when it has seen enough."""
+    runner = environment.runner
+    if runner is not None and not isinstance(runner, WorkerRunner):
+        gevent.signal_handler(signal.SIGUSR1, runner.quit)
 
 
 @events.quitting.add_listener

@@ -95,6 +95,8 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """JSON of the whole run."""
         return {
+            "first_s": self.first_s,
+            "last_s": self.last_s,
             "total": self.everything().summary(),
             "versions": {version: row.summary() for version, row in sorted(self.rows.items())},
         }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,26 @@ def test_hotswap_loads_and_flips_while_users_stream(tmp_path: Path) -> None:
     assert paths.count("/admin/adapters/load") >= 4
     assert paths.count("/admin/adapters/tea/aliases/champion") >= 4
     assert set(summary["versions"]) == {"tea@1", "tea@2"}
+
+
+def test_a_signal_ends_a_run_early_with_all_its_checks(tmp_path: Path) -> None:
+    behaviour, summary = Behaviour(served_weights={"tea@2": 1}), tmp_path / "summary.json"
+    with fake_server(behaviour) as url:
+        command = [sys.executable, "-m", "locust", "-f", "loadtests/ab.py", "--headless"]
+        command += ["--host", url, "--model", "tea", "--users", "2", "--stop-timeout", "5"]
+        command += ["--summary", str(summary)]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: len(behaviour.calls) > 20)
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(20) == 1
+        finally:
+            process.kill()
+    assert "the split is off" in summary.read_text(encoding="utf-8")
+
+
+def wait_until(is_true: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
