@@ -1,0 +1,210 @@
+"""Base models on disk: open, identify, read. Knows no adapter and runs no model.
+
+``import artifacts.base`` is cheap; transformers and torch come in with the first base opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts.architecture import check_config, check_type, effective_config
+from artifacts.errors import InvalidInput, NotFound
+from artifacts.tensor_file import MalformedTensorFile, TensorEntry, TensorFile
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED_BASE = Path(__file__).resolve().parent / "embedded"
+EMBEDDED_ID = "loraloop-embedded"
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """An opened base. ``config`` and ``tokenizer`` are transformers' own; weights stay on disk."""
+
+    path: Path
+    id: str  # what the server calls it
+    config: Any
+    tokenizer: Any
+    fingerprint: str
+    template_hash: str | None  # None: no chat template, completions only
+    eos_token_ids: frozenset[int]
+    context_length: int  # tokens
+
+
+def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
+    """Open a folder or a hub id; None is the embedded base.
+
+    Raises NotFound (neither a folder nor reachable on the hub) and InvalidInput (a family, a
+    setting or a file format that is not supported).
+    """
+    path = _locate(folder_or_hub_id)
+    raw = _read_json(path / CONFIG_FILE)
+    check_type(raw.get("model_type"), path)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    check_config(config, path)
+    tokenizer = _open_tokenizer(path)
+    if len(tokenizer) > config.vocab_size:
+        raise InvalidInput(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only "
+            f"{config.vocab_size}; they do not belong together",
+            param="model",
+        )
+    return Base(
+        path=path,
+        id=EMBEDDED_ID if path == EMBEDDED_BASE else path_id(folder_or_hub_id, path),
+        config=config,
+        tokenizer=tokenizer,
+        fingerprint=_fingerprint(config, path),
+        template_hash=template_hash(tokenizer),
+        eos_token_ids=_eos_token_ids(path, config, tokenizer),
+        context_length=int(config.max_position_embeddings),
+    )
+
+
+def path_id(source: str | Path | None, path: Path) -> str:
+    """The last part of a folder's name or hub id."""
+    return path.name if source is None or Path(source).exists() else Path(source).name
+
+
+def template_hash(tokenizer: Any) -> str | None:
+    """SHA-256 of the chat template's text; None without a template."""
+    template = tokenizer.chat_template
+    if template is None:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tensor_files(path: Path) -> list[Path]:
+    """The safetensors files of a base, by its index where it has one.
+
+    Raises InvalidInput for pickles and NotFound for missing files.
+    """
+    index = path / INDEX_FILE
+    if index.is_file():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        files = [path / name for name in names]
+    else:
+        files = sorted(path.glob("*.safetensors"))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise NotFound(f"{missing[0]} is missing; copy the whole base again")
+    if files:
+        return files
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")):
+        raise InvalidInput(
+            f"{path} holds its weights as pickles, which can run code when read; convert them to "
+            "safetensors first",
+            param="model",
+        )
+    raise NotFound(f"{path} holds no *.safetensors weights; give the folder of a whole base")
+
+
+def iter_tensors(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every stored tensor by name, one shard after the other; mapped from disk, not read."""
+    from safetensors import safe_open
+
+    for file in tensor_files(base.path):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                yield name, tensors.get_tensor(name)
+
+
+def load_transformers_model(base: Base, dtype: str | torch.dtype = "float32") -> Any:
+    """The base as transformers' own model in eval mode: for training, evaluation, references."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, local_files_only=True)
+    return model.eval()
+
+
+def _locate(source: str | Path | None) -> Path:
+    path = EMBEDDED_BASE if source is None else Path(source).expanduser()
+    if (path / CONFIG_FILE).is_file():
+        return path.resolve()
+    if path.exists() or source is None:
+        raise NotFound(f"{path} is no base model: it has no {CONFIG_FILE}; give a base's folder")
+    if not HUB_ID.fullmatch(str(source)):
+        raise NotFound(f"there is no folder {path}; give an existing folder or a hub id")
+    return _download(str(source))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise NotFound(
+            f"{hub_id!r} is neither a folder here nor reachable on the model hub "
+            f"({type(error).__name__}); check the name and the network, or give a local folder"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} is not readable JSON: {error}", param="model") from error
+    if not isinstance(content, dict):
+        raise InvalidInput(f"{path} is not a JSON object", param="model")
+    return content
+
+
+def _open_tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise NotFound(
+            f"{path} has no usable tokenizer ({type(error).__name__}: {error}); copy its "
+            "tokenizer.json and tokenizer_config.json beside the weights"
+        ) from error
+
+
+def _eos_token_ids(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
+    """What ends an answer: as transformers' generate decides it, and the tokenizer's own EOS."""
+    generation = path / "generation_config.json"
+    declared = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if declared is None:
+        declared = config.eos_token_id
+    ids = declared if isinstance(declared, list) else [declared]
+    return frozenset(int(id_) for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None)
+
+
+def _fingerprint(config: Any, path: Path) -> str:
+    """SHA-256 over effective config and all tensors' names, shapes, dtypes and sampled bytes.
+
+    The same for any sharding. Reads at most 64 KiB of each tensor, so 14 GB take well under a
+    second from a warm disk cache.
+    """
+    digest = hashlib.sha256(b"loraloop-base-1\n")
+    digest.update(json.dumps(effective_config(config), sort_keys=True).encode())
+    with ExitStack() as stack:
+        found: list[tuple[TensorEntry, TensorFile]] = []
+        for file in tensor_files(path):
+            try:
+                tensors = stack.enter_context(TensorFile(file))
+            except MalformedTensorFile as error:
+                raise InvalidInput(f"{error}; copy the base again", param="model") from error
+            found += [(entry, tensors) for entry in tensors.entries.values()]
+        for entry, tensors in sorted(found, key=lambda pair: pair[0].name):
+            digest.update(json.dumps([entry.name, entry.dtype, entry.shape]).encode())
+            digest.update(tensors.sample(entry))
+    return digest.hexdigest()
