@@ -1,0 +1,1 @@
+"""Files to token ids: reading, formats, rendering, split. No torch in here."""

@@ -1,0 +1,53 @@
+"""Errors of a training run and the one table that maps them to the codes of the ``failed`` event.
+
+LoraloopError
+├── InvalidInput
+│   ├── InvalidConfig     a key, a value, or a combination that cannot be run
+│   └── InvalidData       (artifacts.errors) rows that cannot be used
+└── GateFailed            the adapter was trained but is not fit to be published
+BaseException
+└── Interrupted           SIGTERM or SIGINT; not an Exception, so that no library swallows it
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from artifacts.errors import InvalidData, InvalidInput, LoraloopError, NotFound
+
+FailureCode = Literal["invalid_data", "invalid_config", "gate", "out_of_memory", "internal"]
+
+
+class InvalidConfig(InvalidInput):
+    """A key, a value or a combination of values that cannot be run."""
+
+
+class GateFailed(LoraloopError):
+    """The adapter was trained but is not fit to be published; nothing was registered."""
+
+
+class Interrupted(BaseException):
+    """A signal asked this run to end; ``step`` is that of the last checkpoint, 0 without one."""
+
+    def __init__(self, step: int = 0) -> None:
+        super().__init__(f"interrupted; last checkpoint at step {step}")
+        self.step = step
+
+
+_CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (  # the most specific type first
+    (InvalidData, "invalid_data"),
+    (InvalidInput, "invalid_config"),
+    (NotFound, "invalid_config"),
+    (GateFailed, "gate"),
+    (MemoryError, "out_of_memory"),
+)
+
+
+def failure_code(error: Exception) -> FailureCode:
+    """The code that a program reads; torch is asked for its own type only once it is loaded."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "out_of_memory"
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "internal")

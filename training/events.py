@@ -1,0 +1,129 @@
+"""What a run says while it works: JSON lines for a program, or a progress bar for a person.
+
+Stdout belongs to the events alone: ``claim_stdout`` moves everything else that writes there,
+C libraries included, to stderr. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import IO, Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Event = dict[str, Any]
+
+
+class Reporter(Protocol):
+    """Takes every event of a run, in order."""
+
+    def emit(self, event: Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def claim_stdout() -> IO[str]:
+    """The real stdout as a stream of our own; file descriptor 1 points to stderr from here on."""
+    sys.stdout.flush()
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return stream
+
+
+class JsonLines:
+    """One JSON object per line, flushed at once. A reader that went away is reported by ``lost``.
+
+    The run then ends like an interrupted one: whoever restarts it must not find it still writing.
+    """
+
+    def __init__(self, stream: IO[str], lost: Callable[[], None]) -> None:
+        self._stream = stream
+        self._lost = lost
+        self._is_lost = False
+
+    def emit(self, event: Event) -> None:
+        if self._is_lost:
+            return
+        try:
+            self._stream.write(json.dumps(event, ensure_ascii=False) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            self._is_lost = True
+            self._lost()
+
+    def close(self) -> None:
+        if not self._is_lost:
+            self._stream.close()
+
+
+class ProgressBar:
+    """A bar with loss, learning rate, speed and ETA on stderr; the outcome in words below it."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("loading", total=None, figures="")
+        self._progress.start()
+
+    def emit(self, event: Event) -> None:
+        say: dict[str, Callable[[Event], None]] = {
+            "started": self._started,
+            "progress": self._moved,
+            "evaluated": self._evaluated,
+            "published": self._published,
+            "failed": self._failed,
+            "interrupted": self._interrupted,
+        }
+        if event["event"] in say:
+            say[event["event"]](event)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _started(self, event: Event) -> None:
+        self._console.print(
+            f"{event['num_train']} train, {event['num_validation']} validation, "
+            f"{event['num_test']} test rows; {event['trainable_parameters']:,} trainable parameters"
+        )
+        dropped = {key: n for key in ("bad", "too_long", "truncated", "duplicates")
+                   if (n := event.get(f"num_{key}"))}  # fmt: skip
+        if dropped:
+            listed = ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in dropped.items())
+            self._console.print(f"of {event['num_rows']} rows: {listed}")
+        self._progress.update(self._task, description="training", total=event["total_steps"])
+
+    def _moved(self, event: Event) -> None:
+        figures = (
+            f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  "
+            f"{event['tokens_per_s']:.0f} tok/s"
+        )
+        self._progress.update(self._task, completed=event["step"], figures=figures)
+
+    def _evaluated(self, event: Event) -> None:
+        self._console.print(f"step {event['step']}: validation loss {event['validation_loss']:.4f}")
+
+    def _published(self, event: Event) -> None:
+        metrics = event["metrics"]
+        self._console.print(
+            f"[bold]{event['adapter']}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
+            f"{metrics['base_perplexity']:.2f} → {metrics['adapter_perplexity']:.2f}"
+        )
+
+    def _failed(self, event: Event) -> None:
+        self._console.print(f"failed ({event['code']}): {event['message']}", markup=False)
+
+    def _interrupted(self, event: Event) -> None:
+        self._console.print(
+            f"interrupted at step {event['step']}; resume=true continues from the last checkpoint"
+        )

@@ -1,0 +1,65 @@
+"""How SIGTERM and SIGINT end a run. Knows nothing of what is being run.
+
+While training, the first signal only leaves a note, so that the step ends in a checkpoint; a second
+one insists. Elsewhere a signal raises ``Interrupted`` at once. Once a version is being published,
+signals are ignored: that takes milliseconds, and its outcome must be told.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Literal
+
+from training.errors import Interrupted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether somebody asked this run to end; the training loop polls ``is_set``."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._reaction: Literal["raise", "note", "ignore"] = "raise"
+
+    def ask(self) -> None:
+        """Asks without a signal; never raises."""
+        self.is_set = True
+
+    def check(self) -> None:
+        """Raises Interrupted if somebody asked."""
+        if self.is_set:
+            raise Interrupted
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes over both signals and gives them back."""
+        previous = [signal.signal(number, self._on_signal) for number in _SIGNALS]
+        try:
+            yield
+        finally:
+            for number, handler in zip(_SIGNALS, previous, strict=True):
+                signal.signal(number, handler)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Inside, the first signal only sets ``is_set``."""
+        self._reaction = "note"
+        try:
+            yield
+        finally:
+            self._reaction = "raise"
+
+    def close(self) -> None:
+        """The last chance to stop: raises Interrupted if asked; later signals have no effect."""
+        self._reaction = "ignore"
+        self.check()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        insists = self.is_set
+        self.is_set = True
+        if self._reaction == "raise" or (self._reaction == "note" and insists):
+            raise Interrupted
