@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from artifacts.architecture import head_dim
 from server.engine.bank import AdapterBank, GroupShape, LoraSegment
 from server.engine.cache import AttentionPlan, KVCache
 from server.engine.errors import UnsupportedModel
 from server.engine.linear import Linear, Quantization, make_linear
 from server.engine.rope import apply_rope, rope_table
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +38,14 @@ class DecoderShape:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> DecoderShape:
-        """Read a transformers configuration.
-
-        Raises:
-            UnsupportedModel: another family, activation or attention window than the decoder has.
-        """
-        if config.model_type not in FAMILIES:
-            raise UnsupportedModel(
-                f"model_type {config.model_type!r} is not supported; known: {', '.join(FAMILIES)}"
-            )
-        if config.hidden_act != "silu":
-            raise UnsupportedModel(
-                f"hidden_act {config.hidden_act!r} is not supported, only 'silu'"
-            )
-        windowed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-        if windowed or (config.model_type == "mistral" and config.sliding_window is not None):
-            raise UnsupportedModel(
-                f"sliding-window attention (sliding_window={config.sliding_window}) is not "
-                "supported; answers beyond the window would differ from the model's"
-            )
-        heads = config.num_attention_heads
+        """Read a transformers configuration that `artifacts.base.open_base` has accepted."""
         return cls(
             num_layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             intermediate=config.intermediate_size,
-            num_heads=heads,
-            num_kv_heads=config.num_key_value_heads or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=head_dim(config),
             vocab_size=config.vocab_size,
             norm_eps=config.rms_norm_eps,
         )

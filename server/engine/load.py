@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PretrainedConfig
 
-from artifacts.base import Base, iter_tensors
+from artifacts.base import Base, iter_tensors, tensor_files
 from server.engine.bank import AdapterBank
 from server.engine.cache import KVCache
 from server.engine.decoder import Decoder, DecoderShape, Weights
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16
 DEFAULT_KV_BYTES = 1 << 30
+SMALL_MODEL_BYTES = 64 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -58,8 +59,7 @@ def build_engine(
         UnsupportedModel: the configuration or the settings ask for something the engine lacks.
     """
     limits = limits or EngineLimits()
-    if limits.num_threads is not None:
-        torch.set_num_threads(limits.num_threads)
+    torch.set_num_threads(limits.num_threads or _default_threads(base))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = resolve_dtype(base.config, dtype)
     shape = DecoderShape.of(base.config)
@@ -93,6 +93,13 @@ def build_engine(
         return text
 
     return Engine(spec, runner, decode, bank.pack)
+
+
+def _default_threads(base: Base) -> int:
+    """Small models run on one thread: handing a product of microseconds over costs more than it
+    saves, and the HTTP side needs a core too."""
+    num_bytes = sum(f.stat().st_size for f in tensor_files(base.path))
+    return 1 if num_bytes < SMALL_MODEL_BYTES else torch.get_num_threads()
 
 
 def resolve_dtype(config: PretrainedConfig, dtype: str) -> torch.dtype:
