@@ -12,7 +12,8 @@ from importlib.util import find_spec
 from fastapi import FastAPI
 
 from server.errors import install_error_handlers
-from server.middleware import RequestIdMiddleware
+from server.middleware import BodyLimitMiddleware, RequestIdMiddleware
+from server.prometheus import ServerMetrics
 from server.state import Server
 
 ROUTES = ("chat", "completions", "models", "health", "stats", "files", "fine_tuning", "admin")
@@ -24,10 +25,11 @@ def create_app(server: Server) -> FastAPI:
         title="Loraloop",
         version="0.1.0",
         lifespan=_lifespan,
-        max_body_size=server.settings.max_body_bytes,
     )
     app.state.server = server
+    app.state.metrics = ServerMetrics(server)
     install_error_handlers(app)
+    app.add_middleware(BodyLimitMiddleware, settings=server.settings)
     app.add_middleware(RequestIdMiddleware)
     for name in ROUTES:
         if find_spec(f"server.routes.{name}"):

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from artifacts import errors as artifact_errors
 from server.engine import errors as engine_errors
 from server.request_errors import explain
+from server.resolve import UnknownModel
 
 log = logging.getLogger("loraloop.server")
 
@@ -67,6 +68,7 @@ _TABLE: dict[type[Exception], tuple[int, str | None]] = {
     artifact_errors.InvalidData: (400, "invalid_training_data"),
     artifact_errors.AdapterRejected: (400, "adapter_rejected"),
     artifact_errors.NotFound: (404, "not_found"),
+    UnknownModel: (404, "model_not_found"),
     artifact_errors.Conflict: (409, "conflict"),
     artifact_errors.Corrupt: (500, "corrupt"),
     engine_errors.EngineOverloaded: (429, "engine_overloaded"),

@@ -1,4 +1,4 @@
-"""One id and one receipt time per request. Plain ASGI: it never touches a body or a disconnect."""
+"""What happens to every request: an id, a receipt time, a limit on its body. Plain ASGI."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import re
 import time
 import uuid
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.errors import ApiError, error_response
+from server.settings import Settings
+
+UPLOAD_PATH = "/v1/files"
 _CLIENT_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -33,6 +40,46 @@ class RequestIdMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class BodyLimitMiddleware:
+    """413 for a body that is, or turns out to be, larger than the settings allow."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self._max_body_bytes = settings.max_body_bytes
+        self._max_upload_bytes = settings.max_upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        is_upload = scope["path"].startswith(UPLOAD_PATH)
+        limit = self._max_upload_bytes if is_upload else self._max_body_bytes
+        if _announced_bytes(scope) > limit:
+            await _refuse(limit, scope)(scope, receive, send)
+            return
+        num_bytes = 0
+
+        async def receive_limited() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > limit:
+                raise HTTPException(413)  # FastAPI lets this type through while it reads a body
+            return message
+
+        await self.app(scope, receive_limited, send)
+
+
+def _refuse(limit: int, scope: Scope) -> Response:
+    message = f"The request body is larger than the {limit} bytes that this server accepts."
+    return error_response(ApiError(413, message, code="request_too_large"), Request(scope))
+
+
+def _announced_bytes(scope: Scope) -> int:
+    value = Headers(scope=scope).get("content-length", "")
+    return int(value) if value.isdigit() else 0
 
 
 def _given_id(scope: Scope) -> str | None:

@@ -1,18 +1,21 @@
 """What one server process holds, and what the HTTP layer needs of the engine. No logic.
 
 ``Server`` is built once by ``server.main`` (or by a test) and handed to ``create_app``; there is
-no module-level instance. ``Engine`` and ``AnswerStream`` are what routes rely on: the real ones live
-in ``server/engine`` and need torch, the tests' ones do not.
+no module-level instance. ``Engine`` and ``AnswerStream`` are what routes rely on: the real ones
+live in ``server/engine`` and need torch, the tests' ones do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from server.engine.request import Delta, EngineStats, GenerationRequest
+from server.memory import MemoryMeter
 from server.settings import Settings
+from server.token_text import TokenText
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from artifacts.database import Database
     from artifacts.home import Home
     from artifacts.registry import Registry
-
     from server.adapters import AdapterService
     from server.experiments import Experiments
     from server.feedback import Feedback
@@ -36,6 +38,9 @@ class AnswerStream(Protocol):
     def __aiter__(self) -> AsyncIterator[Delta]: ...
 
     async def __anext__(self) -> Delta: ...
+
+    def take_ready(self) -> list[Delta]:
+        """Deltas that have already arrived and were not consumed."""
 
     async def aclose(self) -> None:
         """Stop generating if unfinished. May be called twice."""
@@ -94,4 +99,9 @@ class Server:
     files: FileStore
     jobs: JobRunner
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
-    extras: dict[str, Any] = field(default_factory=dict)
+    memory: MemoryMeter = field(default_factory=MemoryMeter)
+
+    @cached_property
+    def token_text(self) -> TokenText:
+        """Made when the first request asks for logprobs."""
+        return TokenText(self.base.tokenizer)

@@ -1,0 +1,202 @@
+"""OpenAI's JSON for answers: whole bodies and stream chunks, of chat and of plain completions.
+
+Knows no HTTP. A chunk is bytes ready to be sent (``data: {…}\\n\\n``): the part that all chunks of
+an answer share is encoded once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from server.engine.request import Delta, TokenLogprob
+from server.generation import Answer
+from server.token_text import TokenText
+
+DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's own floor
+
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished answer, collected."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = ""
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.text)
+        self.logprobs.extend(delta.logprobs)
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Wire(Protocol):
+    """How one kind of completion looks."""
+
+    object_name: str
+    chunk_name: str
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The choice of the chunk that is sent on acceptance, if there is one."""
+
+    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
+        """The choice of a chunk with new text."""
+
+    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+        """The choice of a choice's last chunk."""
+
+    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        """One choice of an answer that is not streamed."""
+
+
+class ChatWire:
+    """/v1/chat/completions. ``tokens`` is None where no logprobs were asked for."""
+
+    object_name = "chat.completion"
+    chunk_name = "chat.completion.chunk"
+
+    def __init__(self, tokens: TokenText | None) -> None:
+        self._tokens = tokens
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return _chat_choice(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
+        return _chat_choice(index, {"content": delta.text}, self._logprobs(delta.logprobs))
+
+    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return _chat_choice(index, {}, None, finish_reason)
+
+    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _logprobs(self, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._tokens is None:
+            return None
+        content = []
+        for one in logprobs:
+            entry = self._entry(one.token_id, one.logprob)
+            entry["top_logprobs"] = [self._entry(token, value) for token, value in one.top]
+            content.append(entry)
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        assert self._tokens is not None
+        text, raw = self._tokens.of(token_id)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _chat_choice(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+class CompletionWire:
+    """/v1/completions."""
+
+    object_name = "text_completion"
+    chunk_name = "text_completion"
+
+    def __init__(self, tokens: TokenText | None) -> None:
+        self._tokens = tokens
+        self._offsets: dict[int, int] = {}  # choice → characters of the tokens before
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        return None
+
+    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
+        return _text_choice(index, delta.text, self._logprobs(index, delta.logprobs))
+
+    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return _text_choice(index, "", None, finish_reason)
+
+    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
+        logprobs = self._logprobs(index, choice.logprobs)
+        return _text_choice(index, choice.text, logprobs, choice.finish_reason)
+
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if self._tokens is None:
+            return None
+        texts = [self._tokens.of(one.token_id)[0] for one in logprobs]
+        offsets, at = [], self._offsets.get(index, 0)
+        for text in texts:
+            offsets.append(at)
+            at += len(text)
+        self._offsets[index] = at
+        return {
+            "tokens": texts,
+            "token_logprobs": [_finite(one.logprob) for one in logprobs],
+            "top_logprobs": [self._top(one) for one in logprobs],
+            "text_offset": offsets,
+        }
+
+    def _top(self, one: TokenLogprob) -> dict[str, float]:
+        assert self._tokens is not None
+        # The chosen token is always among them, as the specification says.
+        pairs = ((one.token_id, one.logprob), *one.top)
+        return {self._tokens.of(token)[0]: _finite(value) for token, value in pairs}
+
+
+def _text_choice(
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+class Chunks:
+    """The stream chunks of one answer."""
+
+    def __init__(self, answer: Answer, wire: Wire, has_usage: bool) -> None:
+        head = _head(answer, wire.chunk_name)
+        self._head = b"data: " + encode(head)[:-1].encode() + b',"choices":['
+        self._tail = b'],"usage":null}\n\n' if has_usage else b"]}\n\n"
+
+    def of(self, choice: dict[str, Any]) -> bytes:
+        """One chunk with one choice."""
+        return self._head + encode(choice).encode() + self._tail
+
+    def usage(self, answer: Answer) -> bytes:
+        """The chunk without choices that ends a stream with usage."""
+        return self._head + b'],"usage":' + encode(answer.usage()).encode() + b"}\n\n"
+
+
+def body(answer: Answer, wire: Wire, choices: Sequence[Choice]) -> dict[str, Any]:
+    """The JSON of an answer that is not streamed."""
+    whole = [wire.whole(index, choice) for index, choice in enumerate(choices)]
+    return {**_head(answer, wire.object_name), "choices": whole, "usage": answer.usage()}
+
+
+def _head(answer: Answer, object_name: str) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "object": object_name,
+        "created": answer.created,
+        "model": answer.model,
+        "system_fingerprint": answer.fingerprint,
+    }
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
