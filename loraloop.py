@@ -1,7 +1,7 @@
 """The command ``loraloop``: the top floor. It parses options and calls one function below.
 
-Imports stand inside the commands, so that ``loraloop --help`` answers at once and a server never
-loads what only training needs.
+Heavy imports stand inside the commands, here and in the floors below: ``loraloop --help`` answers at
+once, and a server never loads what only training needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from training.cli import train
+
 app = typer.Typer(
     help="Serve one base model with many LoRA adapters, train new ones beside the traffic.",
     no_args_is_help=True,
@@ -18,15 +20,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-
-@app.command(context_settings=PASS_THROUGH)
-def train(ctx: typer.Context) -> None:
-    """Train one adapter version: CONFIG.yaml [key=value …] [--progress bar|json]."""
-    from training.__main__ import main as run_training
-
-    raise typer.Exit(run_training(ctx.args))
+app.command()(train)
 
 
 @app.command()
