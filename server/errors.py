@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -105,7 +106,7 @@ def to_api_error(error: Exception) -> ApiError | None:
     headers = {}
     if status in (429, 503):
         wait_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
-        headers["Retry-After"] = str(max(1, round(wait_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
     if isinstance(error, artifact_errors.AdapterRejected):
         code = error.reason
     return ApiError(

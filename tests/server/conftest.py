@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from artifacts.home import Home
 from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion, Registry
 from server.app import create_app
+from server.audit import AuditLog
 from server.experiments import Experiments
 from server.feedback import Feedback
 from server.settings import Settings
@@ -62,6 +63,7 @@ def fake_server(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Itera
         feedback=Feedback(database, max_answers=1000),
         files=cast(Any, None),
         jobs=cast(Any, None),
+        audit=AuditLog(database),
     )
     database.close()
 
@@ -93,6 +95,14 @@ def publish(fake_server: Server, tmp_path: Path) -> Publish:
 @pytest.fixture
 def app(fake_server: Server) -> FastAPI:
     return create_app(fake_server)
+
+
+@pytest.fixture
+async def web(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client in memory, seen by the server as one on its own machine. Collects streams whole."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        yield http
 
 
 class Live:
