@@ -241,8 +241,8 @@ class Engine:
             return
         outcomes = self._execute(chunks)
         deltas = self._update(outcomes)
-        self._publish(deltas)
         self._num_steps += 1
+        self._publish(deltas)
 
     def _take_commands(self) -> None:
         """Run all waiting commands; sleep for the next one while there is nothing to compute."""
