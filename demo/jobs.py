@@ -103,7 +103,8 @@ def show(client: OpenAI, progress: Progress, bar: TaskID, job: FineTuningJob) ->
 def trained(job: FineTuningJob, duration_s: float) -> Trained:
     """The facts of a succeeded job, from its own record."""
     extra: dict[str, Any] = (job.model_extra or {}).get("loraloop") or {}
-    metrics = extra["metrics"]
+    result = extra["result"]
+    metrics = result["metrics"]
     assert job.fine_tuned_model is not None
     assert job.finished_at is not None
     return Trained(
@@ -113,7 +114,7 @@ def trained(job: FineTuningJob, duration_s: float) -> Trained:
         adapter_loss=metrics["adapter_loss"],
         base_perplexity=metrics["base_perplexity"],
         adapter_perplexity=metrics["adapter_perplexity"],
-        load_s=extra["load_s"],
+        load_s=result["load_s"],
         finished_at=job.finished_at,
         duration_s=duration_s,
     )

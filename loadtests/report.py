@@ -130,7 +130,7 @@ def table(tally: Tally, stats: JSON | None) -> Table:
         result.add_column(column, justify="right")
     result.add_column("tokens/s a stream", justify="right")
     result.add_column("server's TTFT P90", justify="right")
-    server = (stats or {}).get("adapters", {})
+    server = own_rows(stats)
     for version, row in tally.summary()["versions"].items():
         ttft, itl = row["ttft_ms"], row["itl_ms"]
         result.add_row(
@@ -143,6 +143,13 @@ def table(tally: Tally, stats: JSON | None) -> Table:
             number(((server.get(version) or {}).get("ttft_ms") or {}).get("p90")),
         )
     return result
+
+
+def own_rows(stats: JSON | None) -> JSON:
+    """The server's own rows by version; those of an experiment's arms where there are some."""
+    arms = (stats or {}).get("arms", {}).items()
+    rows: JSON = (stats or {}).get("adapters", {})
+    return rows | {key.split("/", 1)[-1]: row for key, row in arms}
 
 
 def memory_line(stats: JSON | None) -> str:

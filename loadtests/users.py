@@ -15,7 +15,7 @@ from loadtests.options import bearer, options_of, prompts
 from loadtests.report import run_of
 from loadtests.sse import Answer, BrokenStream, read_answer
 
-VERSION_HEADER = "x-loraloop-adapter"
+VERSION_HEADERS = ("x-loraloop-arm", "x-loraloop-adapter")  # the first that is sent
 PATH = "/v1/chat/completions"
 
 
@@ -72,7 +72,8 @@ class StreamingUser(User):
                 stream=True,
                 timeout=self.options.timeout,
             ) as response:
-                version = response.headers.get(VERSION_HEADER, body["model"])
+                sent = map(response.headers.get, VERSION_HEADERS)
+                version = next(filter(None, sent), body["model"])
                 if response.status_code != 200:
                     raise BrokenStream(f"HTTP {response.status_code}: {response.text[:300]}")
                 answer = read_answer(response.iter_content(chunk_size=None), started)
