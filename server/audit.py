@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import select
 
@@ -12,6 +12,18 @@ from server.paging import Page, Paging, page_of
 from server.tables import AuditRow
 
 SERVER = "server"  # changes that nobody asked for, such as a job's end
+
+
+class Caller(Protocol):
+    """Whoever sent a request."""
+
+    @property
+    def key_id(self) -> str | None: ...
+
+
+def who(caller: Caller) -> str:
+    """The name of a caller in the trail; never the key itself."""
+    return "loopback" if caller.key_id is None else f"key:{caller.key_id}"
 
 
 class AuditLog:
@@ -26,7 +38,9 @@ class AuditLog:
         with self._database.session() as session:
             session.add(row)
 
-    def page(self, paging: Paging, after: int | None, subject: str | None) -> Page[AuditRow]:
+    def page(self, paging: Paging, subject: str | None = None) -> Page[AuditRow]:
+        """Changes, of one subject if given; ``paging.after`` is the ``sequence`` of an entry."""
+        after = int(paging.after) if paging.after is not None else None
         query = select(AuditRow)
         if subject is not None:
             query = query.where(AuditRow.subject == subject)

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from sqlalchemy import Select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+Order = Literal["asc", "desc"]
 Item = TypeVar("Item")
 Other = TypeVar("Other")
 
@@ -22,7 +23,7 @@ class Paging:
 
     after: str | None = None
     limit: int = 20
-    order: Literal["asc", "desc"] = "desc"
+    order: Order = "desc"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from artifacts.home import Home
     from artifacts.registry import Registry
     from server.adapters import AdapterService
+    from server.audit import AuditLog
     from server.experiments import Experiments
     from server.feedback import Feedback
     from server.files import FileStore
@@ -98,6 +99,7 @@ class Server:
     feedback: Feedback
     files: FileStore
     jobs: JobRunner
+    audit: AuditLog
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     memory: MemoryMeter = field(default_factory=MemoryMeter)
 

@@ -1,0 +1,209 @@
+"""Adapters between registry and engine: loaded when first needed, forgotten when least needed.
+
+The engine moves adapters between host memory and its device bank; this moves them between disk
+and host memory. Knows no HTTP and no job. Everything runs on one event loop, reading in threads.
+A version already known to the engine answers without touching the disk again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from artifacts.errors import LoraloopError, NotFound
+from server.adapter_gate import LoadGate
+from server.engine.errors import AdapterInUse, EngineError, UnknownAdapter
+from server.engine.request import EngineStats
+
+if TYPE_CHECKING:
+    from artifacts.adapter import LoraWeights
+    from artifacts.registry import AdapterVersion, Registry
+
+log = logging.getLogger("loraloop.server")
+
+MAX_READS = 2  # at once; more would only make each other slower
+PRELOAD_TIMEOUT_S = 30.0
+
+
+class AdapterEngine(Protocol):
+    """The part of the engine that holds adapters."""
+
+    @property
+    def max_rank(self) -> int: ...
+
+    def add_adapter(self, key: str, weights: LoraWeights) -> None: ...
+
+    async def preload_adapter(self, key: str) -> float: ...
+
+    async def remove_adapter(self, key: str, *, wait: bool = True) -> None: ...
+
+    def known_adapters(self) -> set[str]: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """Where a version is right now."""
+
+    is_loaded: bool  # known to the engine (host memory at least)
+    is_resident: bool  # in the device bank
+    num_running: int  # requests that hold it there
+    resident_bytes: int
+    load_s: float | None  # what its latest load took, None if this process never loaded it
+
+
+class AdapterService:
+    """Makes versions answerable. ``max_host_adapters`` bounds host memory; in use wins over it."""
+
+    def __init__(self, engine: AdapterEngine, gate: LoadGate, *, max_host_adapters: int) -> None:
+        self.gate = gate
+        self._engine = engine
+        self._max_host_adapters = max_host_adapters
+        self._recent: OrderedDict[str, None] = OrderedDict()  # content hashes, latest use last
+        self._leases: Counter[str] = Counter()
+        self._loading: dict[str, asyncio.Task[None]] = {}
+        self._reads = asyncio.Semaphore(MAX_READS)
+        self._load_s: dict[str, float] = {}
+
+    async def ensure(self, version: AdapterVersion) -> None:
+        """Make ``version`` known to the engine; at once if it is.
+
+        Raises AdapterRejected or Corrupt, for this version only.
+        """
+        key = version.content_hash
+        self._touch(key)
+        if key in self._engine.known_adapters():
+            return
+        task = self._loading.get(key)
+        if task is None:
+            task = asyncio.create_task(self._load(version), name=f"load {version.id}")
+            self._loading[key] = task
+            task.add_done_callback(lambda done: self._loaded(key, done))
+        await asyncio.shield(task)  # a client that leaves must not cancel what others wait for
+
+    @asynccontextmanager
+    async def lease(self, version: AdapterVersion) -> AsyncIterator[None]:
+        """``ensure``, and nobody unloads it inside: submit there, then the engine holds it."""
+        key = version.content_hash
+        self._leases[key] += 1
+        try:
+            await self.ensure(version)
+            yield
+        finally:
+            self._leases[key] -= 1
+            if not self._leases[key]:
+                del self._leases[key]
+
+    async def load(self, version: AdapterVersion) -> float:
+        """Hot load: known and, room permitting, resident in the device bank. Seconds it took."""
+        started = time.perf_counter()
+        async with self.lease(version):
+            try:
+                async with asyncio.timeout(PRELOAD_TIMEOUT_S):
+                    await self._engine.preload_adapter(version.content_hash)
+            except TimeoutError:  # every slot is busy: it takes its turn with its first request
+                log.warning("%s is loaded but found no free slot yet", version.id)
+        load_s = time.perf_counter() - started
+        self._load_s[version.content_hash] = load_s
+        return load_s
+
+    async def register(
+        self, registry: Registry, name: str, folder: Path, roots: Sequence[Path]
+    ) -> tuple[AdapterVersion, float]:
+        """Import a PEFT folder as the next version of ``name`` and load it, or do neither.
+
+        Raises AdapterRejected and what the engine refuses.
+        """
+        version = await asyncio.to_thread(self.gate.register, registry, name, folder, roots)
+        try:
+            return version, await self.load(version)
+        except (LoraloopError, EngineError):
+            await asyncio.to_thread(registry.remove, name, version.version, force=True)
+            raise
+
+    async def unload(self, version: AdapterVersion, *, wait: bool) -> None:
+        """Free the memory of ``version``. It stays registered: its next request loads it again.
+
+        Raises:
+            NotFound: it is not loaded.
+            AdapterInUse: requests run on it and ``wait`` is False, or kept arriving meanwhile.
+        """
+        key = version.content_hash
+        if key not in self._engine.known_adapters():
+            raise NotFound(f"{version.id} is not loaded. GET /admin/adapters shows what is.")
+        if self._leases[key]:
+            raise AdapterInUse(f"{version.id} is about to answer a request: try again.")
+        try:
+            await self._engine.remove_adapter(key, wait=wait)
+        except AdapterInUse as error:
+            raise AdapterInUse(
+                f"{version.id} still answers requests: wait for their end, or send "
+                '{"wait": true} and no further requests for it.'
+            ) from error
+        except UnknownAdapter:
+            pass  # somebody else was quicker
+        self._recent.pop(key, None)
+
+    def states(self, versions: list[AdapterVersion]) -> list[AdapterState]:
+        """The state of each version, all from one look at the engine."""
+        stats, known = self._engine.stats(), self._engine.known_adapters()
+        return [_state(version.content_hash, stats, known, self._load_s) for version in versions]
+
+    def _touch(self, key: str) -> None:
+        self._recent[key] = None
+        self._recent.move_to_end(key)
+
+    async def _load(self, version: AdapterVersion) -> None:
+        started = time.perf_counter()
+        async with self._reads:
+            await self._make_room()
+            await asyncio.to_thread(self._read_and_add, version)
+        self._load_s[version.content_hash] = time.perf_counter() - started
+
+    def _read_and_add(self, version: AdapterVersion) -> None:
+        self._engine.add_adapter(version.content_hash, self.gate.read(version))
+
+    def _loaded(self, key: str, task: asyncio.Task[None]) -> None:
+        self._loading.pop(key, None)
+        if task.cancelled() or task.exception() is not None:
+            self._recent.pop(key, None)
+
+    async def _make_room(self) -> None:
+        """Forget the adapters used least recently until one more fits."""
+        known = self._engine.known_adapters()
+        excess = len(known) - self._max_host_adapters + 1
+        for key in [*self._recent]:
+            if excess <= 0:
+                return
+            if key not in known or self._leases[key]:
+                continue
+            try:
+                await self._engine.remove_adapter(key, wait=False)
+            except (AdapterInUse, UnknownAdapter):
+                continue
+            self._recent.pop(key, None)
+            excess -= 1
+        if excess > 0:
+            log.warning(
+                "%d adapters are in use at once, max_host_adapters is %d: holding one more",
+                len(known) + 1,
+                self._max_host_adapters,
+            )
+
+
+def _state(key: str, stats: EngineStats, known: set[str], load_s: dict[str, float]) -> AdapterState:
+    return AdapterState(
+        is_loaded=key in known,
+        is_resident=key in stats.resident_adapters,
+        num_running=stats.pinned_adapters.get(key, 0),
+        resident_bytes=stats.resident_adapters.get(key, 0),
+        load_s=load_s.get(key),
+    )

@@ -1,0 +1,142 @@
+"""All that stands behind the control routes, built once and handed to ``Server``. No logic."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.adapter_gate import LoadGate
+from server.adapters import AdapterEngine, AdapterService
+from server.audit import AuditLog
+from server.child import child_environment
+from server.experiments import Experiments
+from server.feedback import Feedback
+from server.files import FileStore
+from server.job_end import JobEnd
+from server.job_run import ChildPlan
+from server.job_store import JobStore
+from server.jobs import JobLimits, JobRunner
+
+if TYPE_CHECKING:
+    from artifacts.base import Base
+    from artifacts.registry import Registry
+    from server.settings import Settings
+
+MIB = 1024 * 1024
+TRAINING = (sys.executable, "-m", "training")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlLimits:
+    """What the operator allows; the fields are settings of the same names."""
+
+    max_upload_bytes: int = 512 * MIB
+    max_host_adapters: int = 64
+    training_niceness: int = 10
+    training_threads: int = 1
+    max_running_jobs: int = 1
+    training_stop_grace_s: float = 20.0
+    resume_interrupted_jobs: bool = False
+    max_answers_kept: int = 200_000
+
+    @classmethod
+    def of(cls, settings: Settings) -> ControlLimits:
+        """The server's settings where they are set, else the defaults above."""
+        given = {field.name: getattr(settings, field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The services that routes and chats share, and their background work."""
+
+    adapters: AdapterService
+    experiments: Experiments
+    feedback: Feedback
+    files: FileStore
+    jobs: JobRunner
+    audit: AuditLog
+    _flushing: list[asyncio.Task[None]]
+
+    def services(self) -> dict[str, Any]:
+        """The services by the names that ``Server`` gives them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[:-1]}
+
+    async def start(self) -> None:
+        """Settle what a crash left and begin with the queue. Call with the engine running."""
+        await asyncio.to_thread(self.files.recover)
+        self._flushing.append(asyncio.create_task(self.feedback.keep_flushing()))
+        await self.jobs.start()
+
+    async def stop(self) -> None:
+        """Checkpoint running jobs and write what is still in memory. Call before the engine's."""
+        await self.jobs.stop()
+        for task in self._flushing:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._flushing.clear()
+        await asyncio.to_thread(self.feedback.flush)
+
+
+def build_control(
+    registry: Registry,
+    base: Base,
+    engine: AdapterEngine,
+    limits: ControlLimits,
+    *,
+    base_source: str | None = None,
+    training_command: Sequence[str] | None = None,
+) -> Control:
+    """All services over one registry.
+
+    Args:
+        base_source: what the server was started on (folder or hub id); None is the embedded base.
+        training_command: replaces ``python -m training``; tests train with a script.
+    """
+    home, database = registry.home, registry.database
+    database.create_tables()
+    audit = AuditLog(database)
+    gate = LoadGate.of(base, engine.max_rank)
+    adapters = AdapterService(engine, gate, max_host_adapters=limits.max_host_adapters)
+    files = FileStore(home, database, max_bytes=limits.max_upload_bytes)
+    store = JobStore(database)
+    url = database.url.render_as_string(hide_password=False)
+    env = child_environment(
+        limits.training_threads, LORALOOP_HOME=str(home.root), LORALOOP_DATABASE_URL=url
+    )
+    child = ChildPlan(
+        command=tuple(training_command or TRAINING),
+        arguments=("--progress", "json"),
+        env=env,
+        niceness=limits.training_niceness,
+    )
+    job_limits = JobLimits(
+        child=child,
+        num_threads=limits.training_threads,
+        max_running=limits.max_running_jobs,
+        stop_grace_s=limits.training_stop_grace_s,
+        resume_interrupted=limits.resume_interrupted_jobs,
+    )
+    end = JobEnd(store, registry, adapters, audit)
+    return Control(
+        adapters=adapters,
+        experiments=Experiments(database),
+        feedback=Feedback(database, max_answers=limits.max_answers_kept),
+        files=files,
+        jobs=JobRunner(home, store, files, end, job_limits, _absolute(base_source)),
+        audit=audit,
+        _flushing=[],
+    )
+
+
+def _absolute(source: str | None) -> str | None:
+    """A folder as the child finds it from its own working directory; hub ids stay as they are."""
+    if source is not None and Path(source).expanduser().exists():
+        return str(Path(source).expanduser().resolve())
+    return source

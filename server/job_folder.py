@@ -1,0 +1,40 @@
+"""A job's folder ``LORALOOP_HOME/jobs/<job id>``: what lies where, and what may stay.
+
+config.yaml      what the child was asked
+progress.jsonl   what it said, line by line, over all its runs
+train.log        its stderr
+work/            checkpoints and TensorBoard logs, training's own
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from artifacts.safe_write import write_bytes
+
+
+class JobFolder:
+    """Paths of one job; everything blocks on the disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.progress = root / "progress.jsonl"
+        self.log = root / "train.log"
+        self.work = root / "work"
+
+    def prepare(self, config: dict[str, Any]) -> None:
+        """Make the folder and write the configuration of the next run."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config, allow_unicode=True, sort_keys=False)
+        write_bytes(self.config, text.encode())
+
+    def keep_logs_only(self) -> None:
+        """What a failed or cancelled job leaves: progress and log, no checkpoint."""
+        if self.work.exists():
+            shutil.rmtree(self.work)
+        self.config.unlink(missing_ok=True)

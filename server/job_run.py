@@ -1,0 +1,103 @@
+"""One run of one job: a training child from start to end. Knows no queue and no registry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.child import ProgressFile, TrainingChild, last_lines
+from server.job_events import EventRecorder
+from server.job_folder import JobFolder
+from server.job_states import JobError, Outcome, Stopping, decide
+from server.job_store import JobStore
+from server.tables import JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class ChildPlan:
+    """How children are started. ``command`` is followed by the configuration's path."""
+
+    command: tuple[str, ...]
+    arguments: tuple[str, ...]
+    env: Mapping[str, str]
+    niceness: int
+
+
+class JobRun:
+    """A run that ``follow`` carries out and ``stop`` may end early, from another task."""
+
+    def __init__(self, job: JobRow, folder: JobFolder, store: JobStore, plan: ChildPlan) -> None:
+        self.job = job
+        self.folder = folder
+        self.ended = asyncio.Event()  # set by the owner once the outcome is on record
+        self._store = store
+        self._plan = plan
+        self._stopping: Stopping | None = None
+        self._child: TrainingChild | None = None
+
+    async def follow(self, config: dict[str, Any]) -> Outcome:
+        """Run the child and record what it says. Never leaves a child behind."""
+        if self._stopping is not None:
+            return self._outcome_of_no_run()
+        await asyncio.to_thread(self.folder.prepare, config)
+        progress = ProgressFile(self.folder.progress)
+        await asyncio.to_thread(progress.mark_run, resumed=self.job.resumed)
+        command = [*self._plan.command, str(self.folder.config), *self._plan.arguments]
+        try:
+            child = self._child = await TrainingChild.spawn(
+                command,
+                progress,
+                self.folder.log,
+                env=self._plan.env,
+                niceness=self._plan.niceness,
+            )
+        except OSError as error:
+            message = f"The training process could not be started: {error}."
+            return Outcome("failed", error=JobError("internal", message))
+        try:
+            return await self._follow_child(child)
+        finally:
+            await child.stop(0)
+
+    async def stop(self, why: Stopping, grace_s: float) -> None:
+        """End the run; returns once its child is gone. The owner still has to conclude it."""
+        if self._stopping != "cancel":  # whoever cancelled wants nothing kept
+            self._stopping = why
+            await asyncio.to_thread(self._store.update, self.job.id, stopping=why)
+        if self._child is not None:
+            await self._child.stop(grace_s)
+
+    async def _follow_child(self, child: TrainingChild) -> Outcome:
+        await asyncio.to_thread(
+            self._store.update, self.job.id, pid=child.pid, pid_started_at=child.started_at
+        )
+        if self._stopping is not None:  # asked while it was being started
+            await child.stop(0)
+        recorder = EventRecorder(self._store, self.job.id)
+        async for event in child.events():
+            await recorder.handle(event)
+        exit_code = await child.wait()
+        tail = await asyncio.to_thread(last_lines, self.folder.log)
+        return decide(recorder.evidence, exit_code, self._stopping, tail)
+
+    def _outcome_of_no_run(self) -> Outcome:
+        match self._stopping:
+            case "cancel":
+                return Outcome("cancelled")
+            case "pause":
+                return Outcome("paused")
+            case _:
+                return Outcome("interrupted")
+
+
+def finished_values() -> dict[str, Any]:
+    """Columns that every end of a run sets."""
+    return {"stopping": None, "pid": None, "pid_started_at": None, "estimated_finish": None}
+
+
+def ended_values() -> dict[str, Any]:
+    """Columns that the end of a job sets."""
+    return {**finished_values(), "finished_at": time.time()}

@@ -1,0 +1,115 @@
+"""Jobs, events, checkpoints and files in OpenAI's JSON. Knows no database and no HTTP.
+
+What OpenAI's objects have no field for stands under ``loraloop``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.files import StoredFile
+from server.job_store import event_id
+from server.names import checkpoint_model_id, fine_tuned_model_id
+from server.paging import Page
+from server.tables import CheckpointRow, JobEventRow, JobRow
+
+ORGANISATION = "loraloop"
+
+
+def job_json(job: JobRow) -> dict[str, Any]:
+    """A ``fine_tuning.job``."""
+    is_done = job.status == "succeeded" and job.version is not None
+    version = job.version if is_done else None
+    return {
+        "id": job.id,
+        "object": "fine_tuning.job",
+        "created_at": int(job.created_at),
+        "error": job.error,
+        "fine_tuned_model": version and fine_tuned_model_id(job.model, job.name, version),
+        "finished_at": _seconds(job.finished_at),
+        "hyperparameters": job.hyperparameters,
+        "method": {
+            "type": "supervised",
+            "supervised": {"hyperparameters": job.hyperparameters},
+        },
+        "model": job.model,
+        "organization_id": ORGANISATION,
+        "result_files": [],
+        "seed": job.seed,
+        # OpenAI has no word for a job that its server left behind; it can be resumed all the same.
+        "status": "paused" if job.status == "interrupted" else job.status,
+        "trained_tokens": job.trained_tokens,
+        "training_file": job.training_file,
+        "validation_file": job.validation_file,
+        "estimated_finish": _seconds(job.estimated_finish),
+        "integrations": [],
+        "metadata": job.user_metadata,
+        "loraloop": {
+            "status": job.status,
+            "name": job.name,
+            "adapter": version and f"{job.name}@{version}",
+            "settings": job.settings,
+            "started_at": _seconds(job.started_at),
+            "resumed": job.resumed,
+            "pid": job.pid,
+            "progress": job.progress,
+            "result": job.result,
+        },
+    }
+
+
+def event_json(event: JobEventRow) -> dict[str, Any]:
+    """A ``fine_tuning.job.event``."""
+    return {
+        "id": event_id(event),
+        "object": "fine_tuning.job.event",
+        "created_at": int(event.created_at),
+        "level": event.level,
+        "message": event.message,
+        "type": event.type,
+        "data": event.payload,
+    }
+
+
+def checkpoint_json(row: CheckpointRow, job: JobRow) -> dict[str, Any]:
+    """A ``fine_tuning.job.checkpoint``. Its model id cannot be asked yet; it names the step."""
+    return {
+        "id": row.id,
+        "object": "fine_tuning.job.checkpoint",
+        "created_at": int(row.created_at),
+        "fine_tuned_model_checkpoint": checkpoint_model_id(job.model, job.name, row.step),
+        "fine_tuning_job_id": job.id,
+        "metrics": row.metrics,
+        "step_number": row.step,
+    }
+
+
+def file_json(file: StoredFile) -> dict[str, Any]:
+    """A ``file``."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.num_bytes,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+        "loraloop": {"sha256": file.sha256},
+    }
+
+
+def list_json(page: Page[dict[str, Any]]) -> dict[str, Any]:
+    """A list object with what OpenAI's client pages by."""
+    return {
+        "object": "list",
+        "data": page.items,
+        "first_id": page.items[0].get("id") if page.items else None,
+        "last_id": page.items[-1].get("id") if page.items else None,
+        "has_more": page.has_more,
+    }
+
+
+def _seconds(moment: float | None) -> int | None:
+    return None if moment is None else int(moment)

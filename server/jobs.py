@@ -1,0 +1,270 @@
+"""The queue of fine-tuning jobs: who runs, who waits, and what a start or stop does to them.
+
+Knows nothing of how training works (``server.job_run`` follows the child, ``server.job_end``
+concludes) and no HTTP. All methods run on one event loop; every database write in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from artifacts.errors import Conflict, NotFound
+from artifacts.home import Home
+from server.child import ProgressFile, find_by_argument, stop_orphan
+from server.files import FileStore
+from server.job_end import JobEnd, description_of
+from server.job_folder import JobFolder
+from server.job_run import ChildPlan, JobRun, ended_values
+from server.job_states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
+from server.job_store import JobStore
+from server.tables import JobRow
+
+log = logging.getLogger("loraloop.server")
+
+CANCEL_GRACE_S = 5.0  # nothing of a cancelled run is kept, so it need not finish a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """What the operator allows training to take."""
+
+    child: ChildPlan
+    num_threads: int
+    max_running: int
+    stop_grace_s: float
+    resume_interrupted: bool
+
+
+class JobRunner:
+    """Runs queued jobs, ``max_running`` at a time, oldest first."""
+
+    def __init__(
+        self,
+        home: Home,
+        store: JobStore,
+        files: FileStore,
+        end: JobEnd,
+        limits: JobLimits,
+        base_source: str | None,
+    ) -> None:
+        self.store = store
+        self._home = home
+        self._files = files
+        self._end = end
+        self._limits = limits
+        self._base_source = base_source
+        self._runs: dict[str, JobRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Settle what a former server left and begin with the queue, in the background."""
+        self._main = asyncio.create_task(self._run_queue(), name="fine-tuning queue")
+
+    async def stop(self) -> None:
+        """Checkpoint what runs and mark it interrupted; takes little more than the grace time."""
+        if self._main is not None:
+            self._main.cancel()
+            await asyncio.wait([self._main])
+        grace_s = self._limits.stop_grace_s
+        await asyncio.gather(*(run.stop("shutdown", grace_s) for run in self._runs.values()))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _run_queue(self) -> None:
+        has_recovered = False
+        while True:
+            try:
+                if not has_recovered:
+                    await self._recover()
+                    has_recovered = True
+                await self._start_next()
+            except Exception:  # the database failed: everything is on record, try again
+                log.exception("the job queue could not be read")
+                asyncio.get_running_loop().call_later(1.0, self._wake.set)
+            await self._wake.wait()
+            self._wake.clear()
+
+    async def _start_next(self) -> None:
+        while len(self._runs) < self._limits.max_running:
+            queued = await asyncio.to_thread(self.store.in_status, ("queued",))
+            waiting = [job for job in queued if job.id not in self._runs]
+            if not waiting:
+                return
+            run = JobRun(waiting[0], self.folder(waiting[0].id), self.store, self._limits.child)
+            self._runs[run.job.id] = run
+            task = asyncio.create_task(self._carry_out(run), name=f"job {run.job.id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _carry_out(self, run: JobRun) -> None:
+        """From the queue to a recorded end, whatever happens in between."""
+        job = run.job
+        try:
+            moved = await asyncio.to_thread(self._begin, job)
+            if moved is not None:  # else it was cancelled or paused a moment ago
+                outcome = await self._train(run)
+                await self._end.conclude(job, run.folder, outcome)
+        except Exception as error:
+            log.exception("job %s failed in the server", job.id)
+            await self._give_up(run, error)
+        finally:
+            del self._runs[job.id]
+            run.ended.set()
+            self._wake.set()
+
+    def _begin(self, job: JobRow) -> JobRow | None:
+        return self.store.move(
+            job.id,
+            "validating_files",
+            "Validating training file: " + job.training_file,
+            only_from=("queued",),
+            started_at=time.time(),
+            stopping=None,
+            error=None,
+        )
+
+    async def _train(self, run: JobRun) -> Outcome:
+        try:
+            file = await asyncio.to_thread(self._files.get, run.job.training_file)
+        except NotFound as error:
+            return Outcome("failed", error=_missing_file(str(error)))
+        if not file.path.exists():
+            return Outcome("failed", error=_missing_file(f"The bytes of {file.id} are gone."))
+        outcome = await run.follow(self._config(run.job, str(file.path)))
+        if outcome.error is None:
+            return outcome
+        # People know their file by the name they gave it.
+        message = outcome.error.message
+        message = message.replace(str(file.path), file.filename)
+        message = message.replace(file.path.name, file.filename)
+        return replace(outcome, error=replace(outcome.error, message=message))
+
+    async def _give_up(self, run: JobRun, error: Exception) -> None:
+        reason = f"The server failed on this job ({type(error).__name__}); its log says more."
+        try:
+            await self._end.give_up(run.job, run.folder, reason)
+        except Exception:  # even that: it stays on record as running, the next start settles it
+            log.exception("job %s could not be marked failed", run.job.id)
+
+    async def _recover(self) -> None:
+        """Settle jobs that were running when a former server died."""
+        for job in await asyncio.to_thread(self.store.in_status, ON_CHILD):
+            try:
+                await self._settle(job)
+            except Exception:
+                log.exception("job %s of a former server could not be settled", job.id)
+        for job in await asyncio.to_thread(self.store.in_status, ("failed", "cancelled")):
+            await self._end.discard_files(self.folder(job.id))
+        if not self._limits.resume_interrupted:
+            return
+        for job in await asyncio.to_thread(self.store.in_status, ("interrupted",)):
+            await self.resume(job.id)
+
+    async def _settle(self, job: JobRow) -> None:
+        folder = self.folder(job.id)
+        child: tuple[int, float] | None
+        if job.pid is not None and job.pid_started_at is not None:
+            child = (job.pid, job.pid_started_at)
+        else:  # the server died while it was starting the child
+            child = await asyncio.to_thread(find_by_argument, str(folder.config))
+        if child is not None and await stop_orphan(*child, self._limits.stop_grace_s):
+            log.info("stopped training process %d of a former server", child[0])
+        evidence = Evidence()
+        for event in await asyncio.to_thread(ProgressFile(folder.progress).read_all):
+            evidence.add(event)
+        outcome = decide(evidence, None, job.stopping or "shutdown", "")
+        await self._end.conclude(job, folder, outcome)
+
+    # --- what clients ask ---
+
+    async def create(self, job: JobRow) -> JobRow:
+        """Put a job at the end of the queue. Raises InvalidInput if its file is gone."""
+        job = await asyncio.to_thread(self.store.create, job)
+        self._wake.set()
+        return job
+
+    async def cancel(self, job_id: str) -> JobRow:
+        """End a job and remove what it has made so far. Raises NotFound, Conflict if it ended."""
+        moved = await asyncio.to_thread(
+            self.store.move,
+            job_id,
+            "cancelled",
+            "The job was cancelled.",
+            only_from=("queued", *RESUMABLE),
+            **ended_values(),
+        )
+        if moved is not None:
+            await self._end.discard_files(self.folder(job_id))
+            return moved
+        await self._stop(job_id, "cancel", CANCEL_GRACE_S)
+        job = await asyncio.to_thread(self.store.get, job_id)
+        if job.status != "cancelled":
+            raise Conflict(f"Job {job_id} has {job.status} and cannot be cancelled any more.")
+        return job
+
+    async def pause(self, job_id: str) -> JobRow:
+        """Stop a job and keep its checkpoints. Raises NotFound, Conflict if it ended."""
+        moved = await asyncio.to_thread(
+            self.store.move, job_id, "paused", "The job was paused.", only_from=("queued",)
+        )
+        if moved is not None:
+            return moved
+        await self._stop(job_id, "pause", self._limits.stop_grace_s)
+        job = await asyncio.to_thread(self.store.get, job_id)
+        if job.status not in RESUMABLE:
+            raise Conflict(f"Job {job_id} is {job.status} and cannot be paused.")
+        return job
+
+    async def resume(self, job_id: str) -> JobRow:
+        """Queue a paused or interrupted job again. Raises NotFound, Conflict for other states."""
+        job = await asyncio.to_thread(self.store.get, job_id)
+        moved = await asyncio.to_thread(
+            self.store.move,
+            job_id,
+            "queued",
+            "The job was resumed.",
+            only_from=RESUMABLE,
+            queued_at=time.time(),
+            resumed=job.resumed + 1,
+        )
+        if moved is None:
+            raise Conflict(
+                f"Job {job_id} is {job.status}: only a paused or interrupted job can be resumed."
+            )
+        self._wake.set()
+        return moved
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self._home.jobs / job_id)
+
+    async def _stop(self, job_id: str, why: Stopping, grace_s: float) -> None:
+        run = self._runs.get(job_id)
+        if run is not None:
+            await run.stop(why, grace_s)
+            await run.ended.wait()
+
+    def _config(self, job: JobRow, data: str) -> dict[str, Any]:
+        return {
+            "name": job.name,
+            "base": self._base_source,
+            "data": [data],
+            "home": str(self._home.root),
+            "output_dir": str(self.folder(job.id).work),
+            "description": description_of(job),
+            "num_threads": self._limits.num_threads,
+            "resume": True,  # from the last checkpoint, if there is one
+            "seed": job.seed,
+            **job.settings,
+        }
+
+
+def _missing_file(message: str) -> JobError:
+    return JobError("invalid_training_file", message, "training_file")

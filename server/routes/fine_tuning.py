@@ -1,0 +1,144 @@
+"""/v1/fine_tuning/jobs: OpenAI's fine-tuning API. Training itself runs in a child process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from artifacts.errors import NotFound
+from server.audit import who
+from server.auth import Caller
+from server.deps import Admin, ServerDep
+from server.errors import ApiError
+from server.job_request import CreateJob, job_of
+from server.job_view import checkpoint_json, event_json, job_json, list_json
+from server.paging import Order, Paging
+from server.resolve import resolve_fixed
+from server.routes.openapi import ERRORS, error
+from server.state import Server
+from server.tables import JobRow
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+
+Limit = Annotated[int, Query(ge=1, le=1000)]
+_NO_JOB: dict[int | str, dict[str, Any]] = {404: error("No such job.")}
+_CONFLICT: dict[int | str, dict[str, Any]] = {
+    **_NO_JOB,
+    409: error("The job's state does not allow it."),
+}
+
+
+@router.post("", summary="Start a fine-tuning job", responses={400: ERRORS[400]})
+async def create_job(body: CreateJob, server: ServerDep, caller: Admin) -> dict[str, Any]:
+    """Queues the job. ``suffix`` is the adapter's name, ``loraloop`` takes training's own keys."""
+    _check_model(body.model, server)
+    job = job_of(body, server.base.id, server.engine.max_rank)
+    return job_json(await submit_job(server, caller, job))
+
+
+async def submit_job(server: Server, caller: Caller, job: JobRow) -> JobRow:
+    """Queue ``job`` on behalf of ``caller``."""
+    job = await server.jobs.create(job)
+    facts = {"name": job.name, "training_file": job.training_file}
+    await asyncio.to_thread(server.audit.record, who(caller), "job.create", job.id, **facts)
+    return job
+
+
+@router.get("", summary="List fine-tuning jobs")
+def list_jobs(
+    request: Request,
+    server: ServerDep,
+    caller: Admin,
+    after: str | None = None,
+    limit: Limit = 20,
+) -> dict[str, Any]:
+    """Newest first. ``metadata[key]=value`` keeps those that carry it."""
+    wanted = {
+        name[len("metadata[") : -1]: value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    page = server.jobs.store.page(Paging(after, limit), wanted)
+    return list_json(page.map(job_json))
+
+
+@router.get("/{job_id}", summary="Describe a job", responses=_NO_JOB)
+def retrieve_job(job_id: str, server: ServerDep, caller: Admin) -> dict[str, Any]:
+    return job_json(server.jobs.store.get(job_id))
+
+
+@router.get("/{job_id}/events", summary="A job's history", responses=_NO_JOB)
+def list_events(
+    job_id: str,
+    server: ServerDep,
+    caller: Admin,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: Order = "desc",
+) -> dict[str, Any]:
+    """Newest first, unless ``order=asc``; then ``after`` follows a running job."""
+    page = server.jobs.store.events(job_id, Paging(after, limit, order))
+    return list_json(page.map(event_json))
+
+
+@router.get("/{job_id}/checkpoints", summary="A job's checkpoints", responses=_NO_JOB)
+def list_checkpoints(
+    job_id: str,
+    server: ServerDep,
+    caller: Admin,
+    after: str | None = None,
+    limit: Limit = 10,
+) -> dict[str, Any]:
+    """Newest first."""
+    job = server.jobs.store.get(job_id)
+    page = server.jobs.store.checkpoints(job_id, Paging(after, limit))
+    return list_json(page.map(lambda row: checkpoint_json(row, job)))
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job", responses=_CONFLICT)
+async def cancel_job(job_id: str, server: ServerDep, caller: Admin) -> dict[str, Any]:
+    """Answers when its process is gone and its checkpoints are deleted."""
+    return await _change(server, caller, "job.cancel", server.jobs.cancel, job_id)
+
+
+@router.post("/{job_id}/pause", summary="Pause a job", responses=_CONFLICT)
+async def pause_job(job_id: str, server: ServerDep, caller: Admin) -> dict[str, Any]:
+    """Answers when its checkpoint is written."""
+    return await _change(server, caller, "job.pause", server.jobs.pause, job_id)
+
+
+@router.post("/{job_id}/resume", summary="Resume a job", responses=_CONFLICT)
+async def resume_job(job_id: str, server: ServerDep, caller: Admin) -> dict[str, Any]:
+    """Queues a paused or interrupted job; it continues from its last checkpoint."""
+    return await _change(server, caller, "job.resume", server.jobs.resume, job_id)
+
+
+async def _change(
+    server: Server,
+    caller: Caller,
+    action: str,
+    change: Callable[[str], Awaitable[JobRow]],
+    job_id: str,
+) -> dict[str, Any]:
+    job = await change(job_id)
+    await asyncio.to_thread(server.audit.record, who(caller), action, job_id)
+    return job_json(job)
+
+
+def _check_model(model: str, server: Server) -> None:
+    """Jobs start from the base that this server runs."""
+    if model == server.base.id:
+        return
+    try:
+        target = resolve_fixed(model, server.base.id, server.registry)
+    except NotFound:
+        message = f"The model {model!r} does not exist here; train on {server.base.id!r}."
+        raise ApiError(404, message, param="model", code="model_not_found") from None
+    message = (
+        f"{target.model_id} is an adapter: a job starts from the base. "
+        f"Send model {server.base.id!r} with all the data."
+    )
+    raise ApiError(400, message, param="model", code="unsupported_model")
