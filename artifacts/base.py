@@ -56,7 +56,7 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
 
     config = AutoConfig.from_pretrained(path, local_files_only=True)
     check_config(config, path)
-    tokenizer = _open_tokenizer(path)
+    tokenizer = open_tokenizer(path)
     if len(tokenizer) > config.vocab_size:
         raise InvalidInput(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, the model only "
@@ -78,6 +78,25 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
 def path_id(source: str | Path | None, path: Path) -> str:
     """The last part of a folder's name or hub id."""
     return path.name if source is None or Path(source).exists() else Path(source).name
+
+
+def open_tokenizer(path: Path) -> Any:
+    """The folder's tokenizer, exactly as its tokenizer.json says where it has one.
+
+    AutoTokenizer would rebuild it for model type qwen2 with that family's own splitting rules and
+    <|endoftext|> token, whatever the file says (transformers 5.23). Raises NotFound.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    is_whole = (path / "tokenizer.json").is_file()
+    try:
+        opener = PreTrainedTokenizerFast if is_whole else AutoTokenizer
+        return opener.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise NotFound(
+            f"{path} has no usable tokenizer ({type(error).__name__}: {error}); copy its "
+            "tokenizer.json and tokenizer_config.json beside the weights"
+        ) from error
 
 
 def template_hash(tokenizer: Any) -> str | None:
@@ -164,18 +183,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InvalidInput(f"{path} is not a JSON object", param="model")
     return content
-
-
-def _open_tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise NotFound(
-            f"{path} has no usable tokenizer ({type(error).__name__}: {error}); copy its "
-            "tokenizer.json and tokenizer_config.json beside the weights"
-        ) from error
 
 
 def _eos_token_ids(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
