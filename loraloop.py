@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from server.main import serve
 from training.cli import train
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
+app.command()(serve)
 app.command()(train)
 
 
