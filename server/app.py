@@ -6,17 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib import import_module
-from importlib.util import find_spec
 
 from fastapi import FastAPI
 
 from server.errors import install_error_handlers
 from server.middleware import BodyLimitMiddleware, RequestIdMiddleware
 from server.prometheus import ServerMetrics
+from server.routes import admin, chat, completions, files, fine_tuning, health, models, stats
 from server.state import Server
 
-ROUTES = ("chat", "completions", "models", "health", "stats", "files", "fine_tuning", "admin")
+ROUTES = (chat, completions, models, files, fine_tuning, admin, stats, health)
 
 
 def create_app(server: Server) -> FastAPI:
@@ -31,21 +30,27 @@ def create_app(server: Server) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, settings=server.settings)
     app.add_middleware(RequestIdMiddleware)
-    for name in ROUTES:
-        if find_spec(f"server.routes.{name}"):
-            app.include_router(import_module(f"server.routes.{name}").router)
+    for module in ROUTES:
+        app.include_router(module.router)
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Engine first, so that jobs found waiting can load what they make; the other way round at the
+    end, so that they can still say how they ended."""
     server: Server = app.state.server
     await asyncio.to_thread(server.engine.start)
-    server.lifecycle.started_at = time.time()
-    server.lifecycle.reason_not_ready = None
     try:
+        if server.control is not None:
+            await server.control.start()
+        for version in server.preload:
+            await server.adapters.load(version)
+        server.lifecycle.started_at = time.time()
+        server.lifecycle.reason_not_ready = None
         yield
     finally:
-        server.lifecycle.is_draining = True
-        server.lifecycle.reason_not_ready = "draining"
+        server.lifecycle.begin_drain()
+        if server.control is not None:
+            await server.control.stop()
         await asyncio.to_thread(server.engine.stop)

@@ -17,7 +17,7 @@ from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import ApiError
 from server.resolve import Target, fingerprint
-from server.state import AnswerStream, Server
+from server.state import AnswerStream, Lifecycle, Server
 from server.telemetry import RequestTimer
 
 log = logging.getLogger("loraloop.server")
@@ -48,7 +48,9 @@ class Answer:
     num_prompt_tokens: int
     streams: list[AnswerStream]
     timer: RequestTimer
+    lifecycle: Lifecycle
     _num_open: int
+    _is_closed: bool = False
     num_generated: int = 0
     num_cached: int = 0
     _feeds: list[asyncio.Task[None]] = field(default_factory=list)
@@ -75,6 +77,10 @@ class Answer:
 
     async def close(self) -> None:
         """Stop whatever still runs; a request not counted so far was left by its client."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.lifecycle.answer_ended()
         self.timer.finish("aborted")
         for task in self._feeds:
             task.cancel()
@@ -147,6 +153,7 @@ async def accept(server: Server, work: Work) -> Answer:
     except Exception:  # counted and raised on: an arm whose adapter breaks must show it
         server.telemetry.failed(target.adapter_id, target.arm_id)
         raise
+    server.lifecycle.answer_began()
     server.feedback.note_answer(
         answer_id,
         model=target.model_id,
@@ -164,6 +171,7 @@ async def accept(server: Server, work: Work) -> Answer:
         streams=streams,
         _num_open=len(streams),
         timer=server.telemetry.begin(target.adapter_id, target.arm_id, work.received_at),
+        lifecycle=server.lifecycle,
     )
 
 

@@ -7,6 +7,7 @@ tokenised in a thread, so that they hold up no other stream.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -72,8 +73,7 @@ def _num_choices(server: Server, body: SamplingFields, num_prompts: int) -> int:
 async def _prompt_ids(server: Server, prompt: str | list[int]) -> PromptIds:
     if isinstance(prompt, str):
         # With the special tokens that the base expects around plain text, such as its BOS.
-        tokenizer: Any = server.base.tokenizer
-        ids = tuple(await _tokenise(len(prompt), lambda text: tokenizer(text)["input_ids"], prompt))
+        ids = tuple(await _tokenise(len(prompt), _plain_encoder(server.base.tokenizer), prompt))
     else:
         ids = tuple(prompt)
         _check_ids(ids, server.engine.vocab_size)
@@ -81,6 +81,13 @@ async def _prompt_ids(server: Server, prompt: str | list[int]) -> PromptIds:
         message = "The prompt is empty: it has no token to continue."
         raise ApiError(400, message, param="prompt", code="invalid_value")
     return ids
+
+
+def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """Not ``tokenizer(text)``: that sets options on the backend which other threads decode with."""
+    if not tokenizer.is_fast:
+        return lambda text: list(tokenizer.encode(text))
+    return lambda text: list(tokenizer.backend_tokenizer.encode(text).ids)
 
 
 def _check_ids(ids: PromptIds, vocab_size: int) -> None:

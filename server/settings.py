@@ -51,30 +51,33 @@ class Settings(BaseSettings):
     adapter_root: Path | None = Field(
         None, description="folder that adapters may be loaded from, besides the home"
     )
-    max_resident_adapters: int = Field(8, ge=1, le=1024)
+    max_resident_adapters: int = Field(8, ge=1, le=1024, description="on the device at once")
+    max_host_adapters: int = Field(64, ge=1, description="in memory at once, resident or not")
     max_rank: int = Field(64, ge=1, le=1024)
 
     # Engine; None leaves the choice to it
-    max_model_len: int | None = Field(None, ge=16)
-    max_num_seqs: int = Field(64, ge=1, le=4096)
-    max_batched_tokens: int | None = Field(None, ge=16)
+    max_model_len: int | None = Field(None, ge=16, description="context; the base's own if unset")
+    max_num_seqs: int = Field(32, ge=1, le=4096, description="answers generated at once")
+    max_batched_tokens: int = Field(512, ge=16, description="tokens per step; bounds its time")
     kv_cache_tokens: int | None = Field(None, ge=64)
-    max_queue: int = Field(256, ge=0)
-    num_threads: int | None = Field(
-        None, ge=1, le=1024, description="threads of the engine's forward pass"
-    )
+    max_queue: int = Field(256, ge=0, description="answers that wait; one more is a 429")
+    num_threads: int | None = Field(None, ge=1, le=1024, description="of the forward pass")
 
     # Requests
     max_n: int = Field(8, ge=1, le=128)
     max_body_bytes: int = Field(4 * MIB, ge=1024)
     max_upload_bytes: int = Field(512 * MIB, ge=1024)
+    max_answers_kept: int = Field(200_000, ge=1, description="answers that feedback can score")
     grace_s: float = Field(
-        30.0, ge=0, le=3600, description="how long running answers may finish on SIGTERM"
+        30.0, ge=0, le=3600, description="how long running answers may take after SIGTERM"
     )
 
     # Training jobs
-    training_threads: int | None = Field(None, ge=1, le=1024)
-    training_niceness: int = Field(15, ge=0, le=19)
+    training_threads: int = Field(1, ge=1, le=1024)
+    training_niceness: int = Field(10, ge=0, le=19)
+    max_running_jobs: int = Field(1, ge=0, le=64)
+    training_stop_grace_s: float = Field(20.0, ge=0, le=3600)
+    resume_interrupted_jobs: bool = False
 
     @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod

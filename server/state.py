@@ -7,6 +7,7 @@ live in ``server/engine`` and need torch, the tests' ones do not.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from artifacts.chat import ChatRenderer
     from artifacts.database import Database
     from artifacts.home import Home
-    from artifacts.registry import Registry
+    from artifacts.registry import AdapterVersion, Registry
     from server.adapters import AdapterService
     from server.audit import AuditLog
+    from server.control import Control
     from server.experiments import Experiments
     from server.feedback import Feedback
     from server.files import FileStore
@@ -50,9 +52,14 @@ class AnswerStream(Protocol):
 class Engine(Protocol):
     """What the HTTP layer calls. All of it on the event loop, none of it blocking for long."""
 
-    max_model_len: int
-    max_rank: int
-    vocab_size: int
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def max_rank(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def start(self) -> None: ...
 
@@ -80,6 +87,27 @@ class Lifecycle:
     reason_not_ready: str | None = "starting"
     is_draining: bool = False
     started_at: float = 0.0  # unix seconds, set by the lifespan
+    num_answers: int = 0  # accepted and not yet closed
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answer_began(self) -> None:
+        self.num_answers += 1
+        self._idle.clear()
+
+    def answer_ended(self) -> None:
+        self.num_answers -= 1
+        if self.num_answers == 0:
+            self._idle.set()
+
+    def begin_drain(self) -> None:
+        """Take no new answer from here on."""
+        self.is_draining = True
+        self.reason_not_ready = "draining"
+
+    async def wait_idle(self) -> None:
+        """Until no answer runs."""
+        if self.num_answers:
+            await self._idle.wait()
 
 
 @dataclass
@@ -100,6 +128,8 @@ class Server:
     files: FileStore
     jobs: JobRunner
     audit: AuditLog
+    preload: list[AdapterVersion] = field(default_factory=list)  # loaded at start
+    control: Control | None = None  # starts and stops the services above; None in tests
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     memory: MemoryMeter = field(default_factory=MemoryMeter)
 

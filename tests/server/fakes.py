@@ -171,11 +171,22 @@ class FakeEngine:
         )
 
 
+@dataclass(frozen=True)
+class Encoding:
+    ids: list[int]
+
+
 class FakeTokenizer:
     """One token per character of a prompt; answers are made of WORDS."""
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [FIRST_ID + ord(char) % 90 for char in text]}
+    is_fast = True
+
+    @property
+    def backend_tokenizer(self) -> FakeTokenizer:
+        return self
+
+    def encode(self, text: str) -> Encoding:
+        return Encoding([FIRST_ID + ord(char) % 90 for char in text])
 
     def __len__(self) -> int:
         return FIRST_ID + len(WORDS)
@@ -204,7 +215,7 @@ class FakeRenderer:
         if any(message["role"] == "tool" for message in messages):
             raise InvalidChat("this base's template has no role 'tool'", param="messages")
         text = "".join(message["content"] for message in messages)
-        return FakeTokenizer()(text)["input_ids"] + [2]
+        return [*FakeTokenizer().encode(text).ids, 2]
 
 
 @dataclass

@@ -39,11 +39,11 @@ async def test_readiness_says_why_not(
 async def test_the_lifespan_starts_and_stops_the_engine(
     app: FastAPI, fake_server: Server, engine: FakeEngine
 ) -> None:
+    seen = [(engine.is_started, fake_server.lifecycle.reason_not_ready)]
     async with app.router.lifespan_context(app):
-        assert engine.is_started
-        assert fake_server.lifecycle.reason_not_ready is None
-    assert not engine.is_started
-    assert fake_server.lifecycle.reason_not_ready == "draining"
+        seen.append((engine.is_started, fake_server.lifecycle.reason_not_ready))
+    seen.append((engine.is_started, fake_server.lifecycle.reason_not_ready))
+    assert seen == [(False, "starting"), (True, None), (False, "draining")]
 
 
 async def test_stats_have_the_promised_shape(web: httpx.AsyncClient, publish: Publish) -> None:

@@ -1,0 +1,67 @@
+"""Settings in, a whole Server out: the one place that knows how the parts fit together."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from artifacts.adapter import read_adapter
+from artifacts.base import open_base
+from artifacts.chat import ChatRenderer
+from artifacts.database import Database
+from artifacts.home import Home
+from artifacts.importing import import_adapter
+from artifacts.registry import AdapterVersion, Registry
+from server.control import ControlLimits, build_control
+from server.engine.load import EngineLimits, build_engine
+from server.settings import Settings
+from server.state import Server
+from server.telemetry import Telemetry
+
+
+def build_server(settings: Settings, home: Home) -> Server:
+    """Everything but a socket; nothing is started yet.
+
+    Raises LoraloopError or EngineError with what is wrong and what to do.
+    """
+    database = Database(settings.database_url or home.database_url)
+    registry = Registry(home, database)
+    registry.recover()
+    base = open_base(settings.model)
+    engine = build_engine(
+        base,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
+        limits=_engine_limits(settings),
+    )
+    control = build_control(
+        registry, base, engine, ControlLimits.of(settings), base_source=settings.model
+    )
+    return Server(
+        settings=settings,
+        home=home,
+        database=database,
+        registry=registry,
+        base=base,
+        renderer=ChatRenderer(base.tokenizer),
+        engine=engine,
+        telemetry=Telemetry(),
+        control=control,
+        **control.services(),
+    )
+
+
+def register_folder(server: Server, name: str, folder: Path) -> AdapterVersion:
+    """The version of ``name`` that holds the PEFT folder's weights: a new one, unless an earlier
+    start registered the same. Raises InvalidName, AdapterRejected."""
+    content_hash = read_adapter(folder).content_hash
+    for version in server.registry.list():
+        if (version.name, version.content_hash) == (name, content_hash):
+            return version
+    max_rank = server.engine.max_rank
+    return import_adapter(server.registry, folder, name, server.base, max_rank=max_rank)
+
+
+def _engine_limits(settings: Settings) -> EngineLimits:
+    names = [field.name for field in fields(EngineLimits)]
+    return EngineLimits(**{name: getattr(settings, name) for name in names})
