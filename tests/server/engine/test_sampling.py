@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,8 +17,8 @@ VOCAB = 12
 LOGITS = torch.linspace(-2.0, 2.0, VOCAB)
 
 
-def sequence(generated: list[int] | None = None, **params: object) -> Sequence:
-    sampling = SamplingParams(max_tokens=1000, **params)  # type: ignore[arg-type]
+def sequence(generated: list[int] | None = None, **params: Any) -> Sequence:
+    sampling = SamplingParams(max_tokens=1000, **params)
     request = GenerationRequest("r", (1, 2), sampling)
     seq = Sequence(request, OutputText(lambda ids: ""), 0.0)
     seq.token_ids += generated or []
@@ -54,7 +56,7 @@ def test_plain_sampling_follows_the_softmax(temperature: float) -> None:
     ],
 )
 def test_truncation_keeps_exactly_what_its_rule_says(
-    params: dict[str, float], allowed: set[int]
+    params: dict[str, Any], allowed: set[int]
 ) -> None:
     assert set(draw(sequence(temperature=1.0, seed=2, **params), 400)) == allowed
 
