@@ -1,0 +1,35 @@
+"""The command ``loraloop train`` and ``python -m training``: arguments in, exit code out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class ProgressForm(StrEnum):
+    """How a run tells what it does."""
+
+    BAR = "bar"
+    JSON = "json"
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; see training/configs/lora.yaml")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's"),
+    ] = None,
+    progress: Annotated[
+        ProgressForm, typer.Option(help="A bar for people, JSON lines on stdout for programs")
+    ] = ProgressForm.BAR,
+) -> None:
+    """Train a LoRA adapter and register it as a new version.
+
+    Exit codes: 0 published, 1 failed, 3 interrupted by SIGTERM or SIGINT with a checkpoint kept.
+    """
+    from training.run import main
+
+    raise typer.Exit(main(config, overrides or [], progress.value))

@@ -1,0 +1,101 @@
+"""What a trained adapter must show before it may be published. Knows no trainer and no registry.
+
+1. Its loss on the untouched test part is below the base's.
+2. It changes the logits at all.
+3. Read back from disk by the code that serves it and merged into the base's weights (W + s·B·A), it
+   gives the logits of the live PEFT model: the file, its scaling and its reader agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from artifacts.adapter import LoraWeights
+from training.batches import collate
+from training.data.examples import Example
+from training.errors import GateFailed
+from training.evaluation import HeldOutLoss
+
+NUM_PROBE_ROWS = 4
+MAX_PROBE_TOKENS = 256
+
+# Largest difference of a probe logit, as a share of the base's largest.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Logits over a few rows, three ways; shares are of the base's largest logit."""
+
+    effect: float  # adapter against base
+    difference: float  # merged against unmerged
+    tolerance: float
+    logits_hash: str  # SHA-256 of the merged logits, float32, in row order
+
+
+def probe_adapter(model: Any, weights: LoraWeights, examples: Sequence[Example]) -> Probe:
+    """Compares base, live adapter and merged copy. Merges in place: the model is spent afterwards,
+    because a second copy of a large base would not fit beside it.
+
+    Raises GateFailed if a module of ``weights`` is not in the model.
+    """
+    rows = [
+        Example(row.input_ids[:MAX_PROBE_TOKENS], row.labels[:MAX_PROBE_TOKENS])
+        for row in examples[:NUM_PROBE_ROWS]
+    ]
+    model.eval()
+    adapted = _logits(model, rows)
+    with model.disable_adapter():
+        base = _logits(model, rows)
+        _merge(model.get_base_model(), weights)
+        merged = _logits(model, rows)
+    scale = base.abs().max().item()  # of the base: a ruined adapter may give zeros
+    return Probe(
+        effect=(adapted - base).abs().max().item() / scale,
+        difference=(merged - adapted).abs().max().item() / scale,
+        tolerance=_TOLERANCE[next(model.get_base_model().parameters()).dtype],
+        logits_hash=hashlib.sha256(merged.cpu().numpy().tobytes()).hexdigest(),
+    )
+
+
+def check_gate(base: HeldOutLoss, adapter: HeldOutLoss, probe: Probe) -> None:
+    """Raises GateFailed with the figure that is not good enough."""
+    if not adapter.loss < base.loss:  # also true for NaN
+        raise GateFailed(
+            f"the held-out loss of the adapter ({adapter.loss:.4f}) is not below the base's "
+            f"({base.loss:.4f}); train longer, on more rows, or with another learning_rate"
+        )
+    if not probe.effect > 0:
+        raise GateFailed("the adapter changes no logit of the probe rows; it has no effect")
+    if not probe.difference <= probe.tolerance:
+        raise GateFailed(
+            f"merged and unmerged logits differ by {probe.difference:.1e} of the base's largest "
+            f"(allowed: {probe.tolerance:.0e}); the saved adapter is not the trained one"
+        )
+
+
+@torch.no_grad()
+def _logits(model: Any, rows: Sequence[Example]) -> Tensor:
+    """Logits of every real token, [num_tokens, vocab], float32."""
+    device = next(model.parameters()).device
+    batch = {key: tensor.to(device) for key, tensor in collate(rows).items() if key != "labels"}
+    logits: Tensor = model(**batch, use_cache=False).logits  # [rows, longest, vocab]
+    return logits[batch["attention_mask"].bool()].float()
+
+
+@torch.no_grad()
+def _merge(base_model: Any, weights: LoraWeights) -> None:
+    for path, pair in weights.pairs.items():
+        try:
+            linear = base_model.get_submodule(path)
+        except AttributeError as error:
+            raise GateFailed(f"the saved adapter names {path}, which the base has not") from error
+        weight = getattr(linear, "base_layer", linear).weight  # [out, in]
+        delta = pair.scaling * (pair.b.float() @ pair.a.float())
+        weight += delta.to(weight)

@@ -1,0 +1,42 @@
+"""The light half of ``load``: home, registry, base files, rows. No torch model, no Trainer.
+
+A mistake in a path or a row is told within two seconds of the start, before the heavy imports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from artifacts.base import Base, open_base
+from artifacts.chat import ChatRenderer
+from artifacts.database import Database
+from artifacts.home import Home
+from artifacts.registry import Registry
+from training.config import TrainingConfig
+from training.data.load import DataOptions, TrainingData, load_data
+from training.plan import settle_max_length
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run is made from."""
+
+    config: TrainingConfig
+    home: Home
+    registry: Registry
+    base: Base
+    data: TrainingData
+
+
+def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
+    """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
+    registry = Registry(home, Database(home.database_url))
+    base = open_base(config.base)
+    options = DataOptions(
+        max_length=settle_max_length(config, base.context_length),
+        max_bad_rows=config.max_bad_rows,
+        fractions=config.split,
+        seed=config.seed,
+    )
+    data = load_data(config.data, ChatRenderer(base.tokenizer), options)
+    return Inputs(config, home, registry, base, data)

@@ -1,0 +1,186 @@
+"""The training loop: transformers' Trainer with our loss, our batches and our callbacks.
+
+Resume is exact on CPU with the same number of threads: weights, optimizer, schedule, random state,
+batch order, patience and best checkpoint all continue where the checkpoint left them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+
+from training.batches import ExampleDataset, LengthGroupedSampler, collate
+from training.callbacks import Checkpoints, ProgressEvents
+from training.config import TrainingConfig
+from training.data.examples import Example
+from training.data.split import Split
+from training.evaluation import held_out_loss, summed_loss
+from training.events import Reporter
+from training.plan import Plan
+from training.run_folder import RunFolder, read_state
+from training.signals import StopRequest
+
+_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one process of a run works with; ``checkpoint`` is where it continues, if anywhere."""
+
+    config: TrainingConfig
+    plan: Plan
+    folder: RunFolder
+    checkpoint: Path | None
+    reporter: Reporter
+    stop: StopRequest
+
+
+class LoraTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with the loss of ``training.evaluation`` and length-grouped batches."""
+
+    control: TrainerControl
+
+    def __init__(self, model: Any, args: TrainingArguments, split: Split) -> None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=collate,
+            train_dataset=ExampleDataset(split.train),
+            eval_dataset=ExampleDataset(split.validation) if split.validation else None,
+        )
+        self.num_tokens = 0  # trained on in this process
+        self._train_examples = split.train
+        self._validation_examples: Sequence[Example] = split.validation
+        # Both tell the Trainer that compute_loss divides by the tokens of the whole step.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+
+    def get_train_dataloader(self) -> Any:
+        batch_size = self.args.per_device_train_batch_size
+        sampler = LengthGroupedSampler(self._train_examples, batch_size, self.args.seed)
+        loader = DataLoader(
+            self.train_dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        self.num_tokens += int(inputs["attention_mask"].sum())
+        return summed_loss(model, inputs) / num_items_in_batch
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation loss per assistant token; the Trainer's own mean depends on the batches."""
+        held_out = held_out_loss(
+            self.model, self._validation_examples, self.args.per_device_eval_batch_size
+        )
+        metrics = {"eval_loss": held_out.loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def take_best_of(self, checkpoint: Path) -> None:
+        """The end of a run that needs no further step: its state and its best weights."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_best_model()
+
+
+def build_trainer(model: Any, split: Split, session: Session) -> LoraTrainer:
+    """A trainer for ``run_training``; draws no random numbers of its own before that."""
+    trainer = LoraTrainer(model, _arguments(session), split)
+    trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the events
+    config, plan = session.config, session.plan
+    trainer.add_callback(ProgressEvents(session.reporter, trainer, plan.logging_steps))
+    trainer.add_callback(Checkpoints(session.stop, config.save_steps))
+    if config.early_stopping_patience is not None and plan.eval_steps is not None:
+        trainer.add_callback(
+            EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
+        )
+    step = 0 if session.checkpoint is None else read_state(session.checkpoint)["global_step"]
+    writer = SummaryWriter(str(session.folder.logs), purge_step=step + 1)
+    trainer.add_callback(TensorBoardCallback(writer))
+    return trainer
+
+
+def run_training(trainer: LoraTrainer, session: Session) -> None:
+    """Trains to the end, to early stopping or to a stop request.
+
+    Afterwards the model holds the weights with the lowest validation loss (the last ones without a
+    validation part). A stop request leaves a checkpoint and raises Interrupted.
+    """
+    checkpoint = session.checkpoint
+    if checkpoint is not None and _had_stopped_early(checkpoint, session.config):
+        trainer.take_best_of(checkpoint)
+        return
+    with session.stop.noted():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    session.stop.check()
+
+
+def _had_stopped_early(checkpoint: Path, config: TrainingConfig) -> bool:
+    """A run killed between its early stop and its publication must not train on."""
+    patience = read_state(checkpoint)["stateful_callbacks"].get("EarlyStoppingCallback")
+    if patience is None or config.early_stopping_patience is None:
+        return False
+    counted: int = patience["attributes"]["early_stopping_patience_counter"]
+    return counted >= config.early_stopping_patience
+
+
+def _arguments(session: Session) -> TrainingArguments:
+    config, plan = session.config, session.plan
+    evaluates = plan.eval_steps is not None
+    return TrainingArguments(
+        output_dir=str(session.folder.path),
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        max_steps=plan.total_steps,
+        learning_rate=plan.learning_rate,
+        lr_scheduler_type=_SCHEDULERS[config.lr_scheduler],
+        warmup_steps=plan.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=plan.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),  # without it, bf16 is refused on a CPU
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=plan.eval_steps,
+        save_strategy="steps",
+        save_steps=plan.total_steps if plan.eval_steps is None else plan.eval_steps,
+        save_total_limit=2,  # the last and the best
+        load_best_model_at_end=evaluates,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=1,  # see ProgressEvents
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        report_to=[],
+        disable_tqdm=True,
+        seed=config.seed,
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,184 @@
+"""One run after its inputs are read: load the model, train, evaluate, gate, publish.
+
+The heavy half: importing this takes seconds (torch, transformers' Trainer, PEFT).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts.adapter import LoraWeights, check_adapter, read_adapter
+from artifacts.architecture import linear_shapes
+from artifacts.errors import AdapterRejected
+from artifacts.manifest import ManifestDraft
+from artifacts.registry import AdapterVersion
+from training.adapter_model import attach_adapter, save_adapter
+from training.errors import GateFailed
+from training.evaluation import HeldOutLoss, held_out_loss
+from training.events import Reporter
+from training.gate import Probe, check_gate, probe_adapter
+from training.inputs import Inputs
+from training.loop import LoraTrainer, Session, build_trainer, run_training
+from training.plan import identity, make_plan
+from training.run_folder import RunFolder
+from training.signals import StopRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Base and adapter on the test part, and the saved adapter as the server will read it."""
+
+    base: HeldOutLoss
+    adapter: HeldOutLoss
+    validation_loss: float | None  # the best one, of the weights that are published
+    num_steps: int
+    probe: Probe
+    weights: LoraWeights
+
+    @property
+    def metrics(self) -> dict[str, float | str | None]:
+        return {
+            "base_loss": self.base.loss,
+            "adapter_loss": self.adapter.loss,
+            "base_perplexity": self.base.perplexity,
+            "adapter_perplexity": self.adapter.perplexity,
+            "num_test_tokens": self.base.num_tokens,
+            "validation_loss": self.validation_loss,
+            "num_steps": self.num_steps,
+            "effect": self.probe.effect,
+            "merge_difference": self.probe.difference,
+            "merged_logits_hash": self.probe.logits_hash,
+        }
+
+
+def run_pipeline(
+    inputs: Inputs, folder: RunFolder, reporter: Reporter, stop: StopRequest
+) -> tuple[AdapterVersion, Evaluation]:
+    """Raises GateFailed, Interrupted and what a configuration can get wrong about the base."""
+    session = _open_session(inputs, folder, reporter, stop)
+    trainer = _load(inputs, session)
+    run_training(trainer, session)
+    with _scratch_folder(inputs) as scratch:
+        evaluation = _evaluate(trainer, inputs, session, scratch)
+        check_gate(evaluation.base, evaluation.adapter, evaluation.probe)
+        draft = _draft(inputs, session, evaluation)
+        stop.close()  # from here on the outcome is decided
+        published = inputs.registry.publish(inputs.config.name, scratch, draft)
+    return published, evaluation
+
+
+def _open_session(
+    inputs: Inputs, folder: RunFolder, reporter: Reporter, stop: StopRequest
+) -> Session:
+    config, base = inputs.config, inputs.base
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plan = make_plan(config, base.config, len(inputs.data.split.train), device)
+    hashes = {
+        "base_fingerprint": base.fingerprint,
+        "template_hash": base.template_hash,
+        "data_hash": inputs.data.data_hash,
+    }
+    checkpoint = folder.checkpoint_for(config.resume, identity(config, plan, hashes))
+    return Session(config, plan, folder, checkpoint, reporter, stop)
+
+
+def _load(inputs: Inputs, session: Session) -> LoraTrainer:
+    model = attach_adapter(session.config, inputs.base, session.plan.dtype)
+    split = inputs.data.split
+    trainer = build_trainer(model, split, session)
+    session.reporter.emit({
+        "event": "started",
+        "pid": os.getpid(),
+        "num_train": len(split.train),
+        "num_validation": len(split.validation),
+        "num_test": len(split.test),
+        "total_steps": session.plan.total_steps,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "resumed_from": None if session.checkpoint is None else session.checkpoint.name,
+        **inputs.data.counts,
+    })  # fmt: skip
+    return trainer
+
+
+def _evaluate(trainer: LoraTrainer, inputs: Inputs, session: Session, scratch: Path) -> Evaluation:
+    """Looks at the test part for the first and only time."""
+    model: Any = trainer.model
+    test, batch_size = inputs.data.split.test, session.config.batch_size
+    adapter = held_out_loss(model, test, batch_size)
+    with model.disable_adapter():
+        base = held_out_loss(model, test, batch_size)
+    save_adapter(model, inputs.base, scratch)
+    weights = _read_back(inputs, scratch)
+    return Evaluation(
+        base=base,
+        adapter=adapter,
+        validation_loss=trainer.state.best_metric,
+        num_steps=trainer.state.global_step,
+        probe=probe_adapter(model, weights, test),
+        weights=weights,
+    )
+
+
+def _read_back(inputs: Inputs, scratch: Path) -> LoraWeights:
+    """The server's own gate on what was written: a refusal here is ours, not the caller's."""
+    try:
+        weights = read_adapter(scratch)
+        shapes = linear_shapes(inputs.base.config)
+        check_adapter(weights, shapes, max_rank=inputs.config.rank)
+    except AdapterRejected as error:
+        raise GateFailed(f"the adapter cannot be served ({error.reason}): {error}") from error
+    return weights
+
+
+def _draft(inputs: Inputs, session: Session, evaluation: Evaluation) -> ManifestDraft:
+    weights, base = evaluation.weights, inputs.base
+    return ManifestDraft(
+        content_hash=weights.content_hash,
+        base_id=base.id,
+        base_fingerprint=base.fingerprint,
+        template_hash=base.template_hash,
+        data_hash=inputs.data.data_hash,
+        origin="trained",
+        rank=weights.rank,
+        alpha=weights.alpha,
+        target_modules=weights.target_modules,
+        num_parameters=weights.num_parameters,
+        num_bytes=weights.num_bytes,
+        settings=_settings(inputs, session),
+        metrics=evaluation.metrics,
+    )
+
+
+def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
+    """Everything needed to make this version again, but no path of this machine."""
+    asked = session.config.model_dump(mode="json", exclude={"home", "output_dir", "resume", "base"})
+    return {
+        **asked,
+        **asdict(session.plan),
+        "data": inputs.data.sources,
+        **inputs.data.counts,
+        "num_threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+@contextmanager
+def _scratch_folder(inputs: Inputs) -> Iterator[Path]:
+    """Beside the registry, so that publishing is a rename; gone afterwards whatever happens."""
+    folder = Path(tempfile.mkdtemp(prefix="train-", dir=inputs.home.tmp))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,99 @@
+"""The outermost frame of a training process: one run from configuration to exit code.
+
+Every end is told exactly once: published (0), failed (1), interrupted (3).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from artifacts.errors import InvalidData
+from artifacts.home import Home
+from training.config import TrainingConfig, load_config
+from training.errors import Interrupted, failure_code
+from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
+from training.inputs import load_inputs
+from training.run_folder import RunFolder
+from training.signals import StopRequest
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 3
+
+
+def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"]) -> int:
+    """Trains what ``config`` asks for; returns the exit code."""
+    stop = StopRequest()
+    reporter = _reporter(progress, stop)
+    try:
+        with stop.installed():
+            return _run_and_tell(config, overrides, reporter, stop)
+    finally:
+        reporter.close()
+
+
+def _reporter(progress: Literal["json", "bar"], stop: StopRequest) -> Reporter:
+    if progress == "json":
+        return JsonLines(claim_stdout(), lost=stop.ask)
+    from rich.console import Console
+
+    return ProgressBar(Console(stderr=True))
+
+
+def _run_and_tell(
+    config: Path, overrides: Sequence[str], reporter: Reporter, stop: StopRequest
+) -> int:
+    try:
+        train_adapter(load_config(config, list(overrides)), reporter, stop)
+    except Interrupted as interruption:
+        reporter.emit({"event": "interrupted", "step": interruption.step})
+        return EXIT_INTERRUPTED
+    except Exception as error:  # the loop boundary: a run never ends without saying why
+        _tell_failure(error, reporter)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest) -> None:
+    """load, train, evaluate, gate, publish; emits every event but those of a failure."""
+    began = time.monotonic()
+    home = Home.open(config.home)
+    folder = RunFolder((config.output_dir or home.jobs / f"train-{config.name}").resolve())
+    with folder.locked():
+        try:
+            inputs = load_inputs(config, home)
+            from training.pipeline import run_pipeline  # torch, Trainer, PEFT: seconds
+
+            version, evaluation = run_pipeline(inputs, folder, reporter, stop)
+        except Interrupted as interruption:
+            raise Interrupted(folder.last_step()) from interruption
+        folder.discard_checkpoints()
+    metrics = {key: evaluation.metrics[key] for key in _PUBLISHED_METRICS}
+    reporter.emit({
+        "event": "published",
+        "adapter": version.id,
+        "content_hash": version.content_hash,
+        "metrics": metrics,
+        "duration_s": round(time.monotonic() - began, 2),
+    })  # fmt: skip
+
+
+def _tell_failure(error: Exception, reporter: Reporter) -> None:
+    code = failure_code(error)
+    if code == "internal":
+        traceback.print_exc(file=sys.stderr)
+    rows = error.rows if isinstance(error, InvalidData) else []
+    reporter.emit({
+        "event": "failed",
+        "code": code,
+        "message": str(error) or type(error).__name__,
+        "rows": [{"file": file, "line": line, "reason": reason} for file, line, reason in rows],
+    })  # fmt: skip
+
+
+_PUBLISHED_METRICS = ("base_loss", "adapter_loss", "base_perplexity", "adapter_perplexity")

@@ -1,0 +1,128 @@
+"""A run's ``output_dir``: its lock, its checkpoints, its identity, its logs. No torch.
+
+One run at a time works in a folder. Checkpoints of a run with other settings are refused by name,
+because continuing them would give an adapter that no configuration describes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from artifacts.safe_write import write_json
+from training.errors import InvalidConfig
+
+_IDENTITY_FILE = "run.json"
+_LOCK_FILE = "lock"
+_STATE_FILE = "trainer_state.json"  # transformers writes it last into a checkpoint
+
+
+class RunFolder:
+    """The work folder of one run; ``logs`` holds TensorBoard's files and outlives the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.logs = path / "logs"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it. Raises InvalidConfig if another run does, or on no access.
+
+        The lock goes with the process, however it ends.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            stream = (self.path / _LOCK_FILE).open("w")
+        except OSError as error:
+            raise InvalidConfig(
+                f"cannot work in output_dir={self.path}: {error.strerror}", param="output_dir"
+            ) from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InvalidConfig(
+                    f"another run is working in output_dir={self.path}; wait for it or choose "
+                    "another folder",
+                    param="output_dir",
+                ) from error
+            yield
+
+    def checkpoint_for(self, resume: bool | Path, identity: dict[str, Any]) -> Path | None:
+        """The checkpoint to continue from, None for a run from the start.
+
+        Raises InvalidConfig for a checkpoint of other settings, for a named one that is not whole,
+        and for checkpoints in the way of a run that does not resume.
+        """
+        checkpoints = self._checkpoints()
+        if resume is False:
+            if checkpoints:
+                raise InvalidConfig(
+                    f"output_dir={self.path} holds {checkpoints[-1].name} of an earlier run; "
+                    "resume=true continues it, deleting the folder starts over",
+                    param="resume",
+                )
+            chosen = None
+        elif resume is True:
+            chosen = checkpoints[-1] if checkpoints else None
+        else:
+            chosen = resume
+            if not _is_whole(chosen):
+                raise InvalidConfig(f"resume={resume} is not a whole checkpoint", param="resume")
+        if chosen is not None:
+            _check_identity(chosen.parent / _IDENTITY_FILE, identity)
+        write_json(self.path / _IDENTITY_FILE, identity)
+        return chosen
+
+    def last_step(self) -> int:
+        """Step of the last whole checkpoint, 0 without one."""
+        checkpoints = self._checkpoints()
+        return int(checkpoints[-1].name[11:]) if checkpoints else 0
+
+    def discard_checkpoints(self) -> None:
+        """What a published version no longer needs; the logs stay."""
+        for path in self.path.glob("checkpoint-*"):
+            shutil.rmtree(path)
+        (self.path / _IDENTITY_FILE).unlink(missing_ok=True)
+
+    def _checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first; one torn by a kill does not count."""
+        found = [p for p in self.path.glob("checkpoint-*") if p.name[11:].isdigit()]
+        return sorted(filter(_is_whole, found), key=lambda path: int(path.name[11:]))
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer state stored in a whole checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / _STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        read_state(checkpoint)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _check_identity(path: Path, identity: dict[str, Any]) -> None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidConfig(
+            f"{path} is missing or unreadable, so nothing tells which settings made the checkpoint",
+            param="resume",
+        ) from error
+    wanted = json.loads(json.dumps(identity))
+    for key in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(key) != stored.get(key):
+            raise InvalidConfig(
+                f"the checkpoint was made with {key}={stored.get(key)!r}, this run asks for "
+                f"{wanted.get(key)!r}; use the same settings or another output_dir",
+                param=key,
+            )
