@@ -1,0 +1,128 @@
+"""A signal loses no answer: what runs finishes, what is new is told to come back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sse_starlette.sse import AppStatus
+
+from server.app import create_app
+from server.draining import DrainingServer
+from server.settings import Settings
+from server.state import Server
+from tests.server.conftest import wait_until
+from tests.server.fakes import FakeEngine
+
+CHAT = "/v1/chat/completions"
+HELLO = {"model": "tiny-base", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture(autouse=True)
+def no_automatic_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AppStatus, "enable_automatic_graceful_drain", False)
+
+
+@contextmanager
+def running(app: FastAPI, server: Server) -> Iterator[tuple[DrainingServer, str]]:
+    ready = threading.Event()
+    config = uvicorn.Config(app, port=0, log_level="error")
+    draining = DrainingServer(config, server, ready.set)
+    thread = threading.Thread(target=draining.run, daemon=True)
+    thread.start()
+    assert ready.wait(20)
+    port = draining.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield draining, f"http://127.0.0.1:{port}"
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not end"
+    finally:
+        draining.should_exit = draining.force_exit = True
+
+
+def stream(url: str, lines: list[str]) -> None:
+    body = {**HELLO, "stream": True}
+    with httpx.stream("POST", url + CHAT, json=body, timeout=20) as response:
+        lines += [line for line in response.iter_lines() if line]
+
+
+def stream_until_cut(url: str) -> None:
+    with suppress(httpx.HTTPError):
+        stream(url, [])
+
+
+def test_running_answers_finish_and_new_ones_are_503(
+    app: FastAPI, fake_server: Server, engine: FakeEngine
+) -> None:
+    engine.script.tokens = (3, 4) * 15
+    engine.script.delay_s = 0.02
+    with running(app, fake_server) as (draining, url):
+        lines: list[str] = []
+        reader = threading.Thread(target=stream, args=(url, lines))
+        reader.start()
+        wait_until(lambda: engine.num_tokens > 3)
+        draining.handle_exit(signal.SIGTERM, None)
+        assert httpx.get(url + "/health/ready").status_code == 503
+        assert httpx.get(url + "/health/live").status_code == 200
+        refused = httpx.post(url + CHAT, json=HELLO)
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"]
+        reader.join(10)
+    assert lines[-1] == "data: [DONE]"
+    assert len(lines) == 1 + 30 + 1 + 1 + 1  # role, tokens, end token, finish, DONE
+    assert fake_server.telemetry.report()["adapters"]["base"]["errors"] == 0
+    assert not engine.is_started
+
+
+def test_what_outlives_the_grace_time_ends_with_an_error_event(
+    fake_server: Server, engine: FakeEngine
+) -> None:
+    given: dict[str, Any] = {"grace_s": 0.2}
+    fake_server.settings = Settings(home=fake_server.settings.home, **given)
+    engine.script.is_endless = True
+    engine.script.delay_s = 0.01
+    engine.max_model_len = 10**6
+    with running(create_app(fake_server), fake_server) as (draining, url):
+        lines: list[str] = []
+        reader = threading.Thread(target=stream, args=(url, lines))
+        reader.start()
+        wait_until(lambda: engine.num_tokens > 3)
+        started = time.monotonic()
+        draining.handle_exit(signal.SIGTERM, None)
+        reader.join(10)
+    assert time.monotonic() - started < 5
+    assert json.loads(lines[-1][6:])["error"]["code"] == "engine_closed"
+
+
+def test_a_second_signal_does_not_wait(
+    app: FastAPI, fake_server: Server, engine: FakeEngine
+) -> None:
+    engine.script.is_endless = True
+    engine.script.delay_s = 0.01
+    engine.max_model_len = 10**6
+    with running(app, fake_server) as (draining, url):
+        reader = threading.Thread(target=stream_until_cut, args=(url,))
+        reader.start()
+        wait_until(lambda: engine.num_tokens > 3)
+        started = time.monotonic()
+        draining.handle_exit(signal.SIGTERM, None)
+        draining.handle_exit(signal.SIGTERM, None)
+        reader.join(10)
+    assert time.monotonic() - started < 5
+
+
+def test_an_idle_server_ends_at_once(app: FastAPI, fake_server: Server) -> None:
+    with running(app, fake_server) as (draining, url):
+        assert httpx.get(url + "/health/ready").status_code == 200
+        started = time.monotonic()
+        draining.handle_exit(signal.SIGINT, None)
+    assert time.monotonic() - started < 2
