@@ -1,7 +1,7 @@
 """The command ``loraloop``: the top floor. It parses options and calls one function below.
 
-Heavy imports stand inside the commands, here and in the floors below: ``loraloop --help`` answers at
-once, and a server never loads what only training needs.
+Heavy imports stand inside the commands, here and in the floors below: ``loraloop --help`` answers
+at once, and a server never loads what only training needs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from artifacts.cli import adapters_app, init_base_command
 from server.main import serve
 from training.cli import train
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 
 app.command()(serve)
 app.command()(train)
+app.add_typer(adapters_app, name="adapters")
+app.command("init-base")(init_base_command)
 
 
 @app.command()

@@ -23,7 +23,7 @@ class Stream:
 
     model: str
     text: str = ""
-    version: str = ""  # who answered, by the server's header
+    version: str = "…"  # who answers, by the server's header
     error: Exception | None = None
 
 
@@ -37,7 +37,7 @@ def read(client: OpenAI, stream: Stream, question: str) -> None:
             temperature=0,
             stream=True,
         ) as response:
-            stream.version = response.headers.get(VERSION_HEADER, "")
+            stream.version = response.headers.get(VERSION_HEADER, "?")
             for chunk in response.parse():
                 for choice in chunk.choices:
                     stream.text += choice.delta.content or ""
@@ -79,7 +79,7 @@ def ask_side_by_side(
 def side_by_side(streams: list[Stream], question: str) -> Group:
     """The question above its answers."""
     panels = [
-        Panel(Text(stream.text or " "), title=stream.model, width=46, title_align="left")
+        Panel(Text(stream.text or " "), title=stream.version, width=46, title_align="left")
         for stream in streams
     ]
     return Group(Text(f"“{question}”", style="italic"), Columns(panels))

@@ -94,10 +94,15 @@ class Stage:
 def run_demo(data: Path | None, *, keep: bool) -> int:
     """The exit code: 0 if the story went through and every claim holds."""
     console = Console(width=None if Console().is_terminal else 110)
+    try:
+        dataset = look_at(data)
+    except DemoFailed as error:
+        console.print(f"[bold red]The demo cannot start:[/] {error}", highlight=False)
+        return 1
     folder = Path(tempfile.mkdtemp(prefix="loraloop-demo-"))
     is_good = False
     try:
-        is_good = play(console, folder, look_at(data))
+        is_good = play(console, folder, dataset)
     except (DemoFailed, OpenAIError, httpx.HTTPError) as error:
         console.print(f"\n[bold red]The demo failed:[/] {error}", highlight=False)
         print_logs(console, folder)
