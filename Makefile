@@ -1,7 +1,8 @@
 # Every verb sets up what it needs; a second run installs nothing.
 #   make demo [DATA=file.json]   the main job: train, hot-load, chat, split traffic, measure
 #   make test                    the tests          make check   ruff and mypy
-#   make run [ARGS=…]            the server         make loadtest SCENARIO=chat|mixed|ab|hotswap
+#   make run [ARGS=…]            the server         make bench [ARGS=…]   the engine's figures
+#   make loadtest SCENARIO=chat|mixed|ab|hotswap
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the CPU build, smaller).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -17,10 +18,10 @@ USERS ?= 8
 TIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run check format loadtest clean
+.PHONY: help setup demo test run check format bench loadtest clean
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -49,6 +50,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/loraloop bench engine $(ARGS)
 
 loadtest: setup
 	mkdir -p reports

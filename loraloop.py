@@ -42,6 +42,28 @@ def demo(
     raise typer.Exit(run_demo(data, keep=keep))
 
 
+bench = typer.Typer(help="Measure on this machine, beside its own ceilings.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("engine")
+def bench_engine(
+    model: Annotated[
+        str | None, typer.Option(help="folder or hub id; the embedded base if left out")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto|float32|bfloat16|float16")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="of the forward pass")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds; the median is shown")] = 3,
+) -> None:
+    """First-token time, tokens per second and the price of adapters, in process.
+
+    For a real shape: loraloop init-base --shape qwen2.5-0.5b --output DIR, then --model DIR.
+    """
+    from server.bench import measure_and_print
+
+    measure_and_print(model, dtype=dtype, threads=threads, repeats=repeats)
+
+
 def main() -> None:
     """Console entry point."""
     app()

@@ -164,7 +164,7 @@ def _median(figures: Sequence[Figure]) -> Figure:
     return sorted(figures, key=lambda f: f.tokens_per_s)[len(figures) // 2]
 
 
-def bench_engine(
+def measure_and_print(
     model: str | Path | None, *, dtype: str, threads: int | None, repeats: int
 ) -> None:
     """Measure and print a table, then one line of JSON."""
