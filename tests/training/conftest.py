@@ -25,7 +25,10 @@ def write_tokenizer(folder: Path) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIALS[0], eos_token=SPECIALS[1]
+        tokenizer_object=tokenizer,
+        bos_token=SPECIALS[0],
+        eos_token=SPECIALS[1],
+        pad_token=SPECIALS[1],
     )
     fast.chat_template = (EMBEDDED_BASE / "chat_template.jinja").read_text(encoding="utf-8")
     fast.save_pretrained(folder)
