@@ -20,6 +20,7 @@ from server.schemas import ChatRequest, CompletionRequest, SamplingFields
 from server.state import Server
 
 INLINE_CHARACTERS = 4_000  # about 1 ms of tokenising; a thread costs a tenth of that
+PLAUSIBLE_TOKEN_LENGTH = 16  # characters; below, no prompt is suspected of being too long
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MIN_TEMPERATURE = 1e-3  # below, one token has all the probability and division overflows
 MAX_SEQUENCES = 64  # prompts times n
@@ -35,6 +36,7 @@ async def chat_work(server: Server, request: Request, body: ChatRequest) -> Work
     target, subject = _resolve(server, request, body)
     messages = [message.plain() for message in body.messages]
     length = sum(len(message["content"]) for message in messages)
+    await _check_plausible(server, length, "messages")
     prompt = tuple(await _tokenise(length, server.renderer.render_prompt, messages))
     limit = _token_limit(server, len(prompt), body.token_limit, param="messages")
     sampling = _sampling(body, limit, body.num_top_logprobs)
@@ -72,6 +74,7 @@ def _num_choices(server: Server, body: SamplingFields, num_prompts: int) -> int:
 
 async def _prompt_ids(server: Server, prompt: str | list[int]) -> PromptIds:
     if isinstance(prompt, str):
+        await _check_plausible(server, len(prompt), "prompt")
         # With the special tokens that the base expects around plain text, such as its BOS.
         ids = tuple(await _tokenise(len(prompt), _plain_encoder(server.base.tokenizer), prompt))
     else:
@@ -87,7 +90,8 @@ def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
     """Not ``tokenizer(text)``: that sets options on the backend which other threads decode with."""
     if not tokenizer.is_fast:
         return lambda text: list(tokenizer.encode(text))
-    return lambda text: list(tokenizer.backend_tokenizer.encode(text).ids)
+    # The batch call lets other threads run meanwhile, the single one does not (tokenizers 0.23).
+    return lambda text: list(tokenizer.backend_tokenizer.encode_batch_fast([text])[0].ids)
 
 
 def _check_ids(ids: PromptIds, vocab_size: int) -> None:
@@ -103,17 +107,31 @@ async def _tokenise(num_characters: int, tokenise: Any, text: Any) -> list[int]:
     return await asyncio.to_thread(tokenise, text)
 
 
+async def _check_plausible(server: Server, num_characters: int, param: str) -> None:
+    """Refuse text that cannot fit however it is tokenised, for the price of counting it."""
+    context = server.engine.max_model_len
+    if num_characters <= PLAUSIBLE_TOKEN_LENGTH * context:
+        return
+    longest = await asyncio.to_thread(lambda: server.longest_token)
+    if num_characters > longest * context:
+        raise _too_long(context, f"at least {num_characters // longest + 1}", None, param)
+
+
 def _token_limit(server: Server, num_prompt: int, wanted: int | None, *, param: str) -> int:
     """How many tokens may be generated; without a wish, what is left of the context."""
     context = server.engine.max_model_len
     if num_prompt + (1 if wanted is None else wanted) <= context:
         return context - num_prompt if wanted is None else wanted
-    asked = f" and max_tokens asks for {wanted} more" if wanted is not None else ""
-    room = "Shorten it" if num_prompt >= context or wanted is None else "Shorten one of them"
-    raise ApiError(
+    raise _too_long(context, str(num_prompt), wanted, param)
+
+
+def _too_long(context: int, num_prompt: str, wanted: int | None, param: str) -> ApiError:
+    noun = "messages have" if param == "messages" else "prompt has"
+    asked = "" if wanted is None else f" and max_tokens asks for {wanted} more"
+    return ApiError(
         400,
-        f"This model's maximum context length is {context} tokens, but the {param} has "
-        f"{num_prompt} tokens{asked} ({num_prompt + (wanted or 0)} in all). {room}.",
+        f"This model's maximum context length is {context} tokens, but the {noun} {num_prompt} "
+        f"tokens{asked}. Shorten {'it' if wanted is None else 'one of them'}.",
         param=param,
         code="context_length_exceeded",
     )

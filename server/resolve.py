@@ -120,7 +120,7 @@ def _find(ref: AdapterRef, registry: Registry, model: str) -> AdapterVersion:
     try:
         return registry.resolve(ref)
     except NotFound as error:
-        raise UnknownModel(f"{_unknown(model)} Here {error}.") from None
+        raise UnknownModel(f"{_unknown(model)} ({error})") from None
 
 
 def _unknown(model: str) -> str:

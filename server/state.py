@@ -134,6 +134,11 @@ class Server:
     memory: MemoryMeter = field(default_factory=MemoryMeter)
 
     @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest vocabulary entry; slow the first time on large ones."""
+        return max(map(len, self.base.tokenizer.get_vocab()))
+
+    @cached_property
     def token_text(self) -> TokenText:
         """Made when the first request asks for logprobs."""
         return TokenText(self.base.tokenizer)

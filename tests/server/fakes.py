@@ -22,6 +22,10 @@ FIRST_ID = 3  # ids 0…2 are special, the next ones stand for WORDS
 WORDS = ("Hello", ",", " wor", "ld", "!", " 你好", "", " more")
 
 
+def ids_of(prompt: str) -> list[int]:
+    return [FIRST_ID + ord(char) % 90 for char in prompt]
+
+
 def text_of(ids: Sequence[int]) -> str:
     return "".join(WORDS[(i - FIRST_ID) % len(WORDS)] for i in ids if i >= FIRST_ID)
 
@@ -185,8 +189,11 @@ class FakeTokenizer:
     def backend_tokenizer(self) -> FakeTokenizer:
         return self
 
-    def encode(self, text: str) -> Encoding:
-        return Encoding([FIRST_ID + ord(char) % 90 for char in text])
+    def encode_batch_fast(self, texts: list[str]) -> list[Encoding]:
+        return [Encoding(ids_of(text)) for text in texts]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {word: FIRST_ID + i for i, word in enumerate(WORDS)}
 
     def __len__(self) -> int:
         return FIRST_ID + len(WORDS)
@@ -211,11 +218,14 @@ class FakeBase:
 class FakeRenderer:
     """One token per character of all contents; refuses the role ``tool`` as many templates do."""
 
+    num_rendered = 0
+
     def render_prompt(self, messages: list[dict[str, Any]], *, tools: Any = None) -> list[int]:
         if any(message["role"] == "tool" for message in messages):
             raise InvalidChat("this base's template has no role 'tool'", param="messages")
         text = "".join(message["content"] for message in messages)
-        return [*FakeTokenizer().encode(text).ids, 2]
+        self.num_rendered += 1
+        return [*ids_of(text), 2]
 
 
 @dataclass

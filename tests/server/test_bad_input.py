@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.state import Server
 from tests.server.conftest import serving
-from tests.server.fakes import FakeAdapters, FakeEngine
+from tests.server.fakes import FakeAdapters, FakeEngine, FakeRenderer
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -248,6 +248,21 @@ async def test_an_overlong_prompt_gets_both_numbers(
     assert error["code"] == "context_length_exceeded"
     assert (await web.post(CHAT, json={**HELLO, "max_tokens": 61})).status_code == 200
     assert len(engine.requests) == 1
+
+
+async def test_what_cannot_fit_is_refused_without_being_tokenised(
+    web: httpx.AsyncClient, fake_server: Server
+) -> None:
+    renderer = fake_server.renderer
+    assert isinstance(renderer, FakeRenderer)
+    for content in ("x" * 2_000_000, "你" * 600_000):
+        body = {**HELLO, "messages": [{"role": "user", "content": content}]}
+        error = error_of(await web.post(CHAT, json=body), 400)
+        assert error["code"] == "context_length_exceeded"
+        assert "at least" in error["message"]
+    assert renderer.num_rendered == 0
+    error = error_of(await web.post(TEXT, json={**PLAIN, "prompt": "x" * 2_000_000}), 400)
+    assert "at least" in error["message"]
 
 
 async def test_too_large_a_body_is_413_announced_or_not(
