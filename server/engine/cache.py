@@ -37,26 +37,32 @@ class AttentionPlan:
     prefills: tuple[PrefillSpan, ...]
 
 
-class KVCache:
-    """Block storage for ``num_layers`` layers."""
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """How much is kept, and of what."""
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        make = torch.zeros  # finite everywhere: masked positions must not turn into NaN
-        self.keys = [make(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self.values = [make(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+    num_layers: int
+    num_blocks: int
+    block_size: int  # tokens
+    num_kv_heads: int
+    head_dim: int
+
+
+class KVCache:
+    """Block storage for all layers."""
+
+    def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_blocks = shape.num_blocks
+        self.block_size = shape.block_size
+        size = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
+
+        def per_layer() -> list[Tensor]:
+            # Finite from the start: a masked position must not turn into NaN.
+            layers = range(shape.num_layers)
+            return [torch.zeros(size, dtype=dtype, device=device) for _ in layers]
+
+        self.keys = per_layer()
+        self.values = per_layer()
 
     @property
     def num_bytes(self) -> int:

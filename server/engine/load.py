@@ -11,7 +11,7 @@ from transformers import PretrainedConfig
 
 from artifacts.base import Base, iter_tensors, tensor_files
 from server.engine.bank import AdapterBank
-from server.engine.cache import KVCache
+from server.engine.cache import CacheShape, KVCache
 from server.engine.decoder import Decoder, DecoderShape, Weights
 from server.engine.engine import Engine, EngineSpec
 from server.engine.errors import UnsupportedModel
@@ -144,12 +144,11 @@ def _make_cache(
         raise UnsupportedModel(
             f"kv_cache_tokens {num_tokens} is smaller than one block of {BLOCK_SIZE} tokens"
         )
-    return KVCache(
+    cache_shape = CacheShape(
         num_layers=shape.num_layers,
         num_blocks=-(-num_tokens // BLOCK_SIZE),
         block_size=BLOCK_SIZE,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
-        dtype=dtype,
-        device=device,
     )
+    return KVCache(cache_shape, dtype, device)
