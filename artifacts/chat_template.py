@@ -166,8 +166,10 @@ class ChatTemplate:
 
     def _ends_replies(self, messages: Sequence[Message], tools: ToolList) -> bool:
         """Whether an EOS stands behind each reply and before what follows it."""
-        probe = _probe_for(messages)
-        text, _ = self._render(self._with_arguments(probe.messages, tools), tools, False)
+        probe = _probe_for([_with_content(message) for message in messages])
+        as_text = self._needs_text_arguments(messages, tools)
+        stand_ins = _arguments_as_text(probe.messages) if as_text else probe.messages
+        text, _ = self._render(stand_ins, tools, False)
         ends = [-1] * len(messages)
         for word, (index, _) in probe.required.items():
             ends[index] = max(ends[index], text.find(word))
@@ -188,9 +190,13 @@ class ChatTemplate:
 
     # --- rendering ---
 
+    def _needs_text_arguments(self, messages: Sequence[Message], tools: ToolList) -> bool:
+        return self._checked.get((_structure(messages), bool(tools)), False)
+
     def _with_arguments(self, messages: Sequence[Message], tools: ToolList) -> list[Message]:
-        as_text = self._checked.get((_structure(messages), bool(tools)), False)
-        return _arguments_as_text(messages) if as_text else list(messages)
+        if self._needs_text_arguments(messages, tools):
+            return _arguments_as_text(messages)
+        return list(messages)
 
     def _render(
         self, messages: Sequence[Message], tools: ToolList, add_generation_prompt: bool
@@ -253,6 +259,12 @@ def _probe_for(messages: Sequence[Message]) -> _Probe:
             stand_in["tool_calls"] = list(_probe_calls(probe, message, index))
         probe.messages.append(stand_in)
     return probe
+
+
+def _with_content(message: Message) -> Message:
+    """The message with something to look for, where it says nothing at all."""
+    is_silent = not message["content"].strip() and "tool_calls" not in message
+    return message | {"content": "x"} if is_silent else message
 
 
 def _required_fields(message: Message, *, is_current: bool) -> Iterator[tuple[str, str]]:
