@@ -11,7 +11,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import LoraloopError, NotFound
+from artifacts.errors import InvalidName, LoraloopError, NotFound
 from artifacts.names import parse_ref
 from server.audit import SERVER, AuditLog
 from server.engine.errors import EngineClosed, EngineError
@@ -109,10 +109,8 @@ class JobEnd:
             f"New fine-tuned model created: {model_id}",
             payload={"fine_tuned_model": model_id, **result},
         )
-        tokens = outcome.published.get("trained_tokens")
-        extra = {"trained_tokens": tokens} if isinstance(tokens, int) else {}
         message = "The job has successfully completed"
-        values = {**ended_values(), "version": version.version, "result": result, **extra}
+        values = {**ended_values(), "version": version.version, "result": result}
         await self._move(job, "succeeded", message, **values)
 
     async def _fail(self, job: JobRow, folder: JobFolder, error: JobError) -> None:
@@ -148,9 +146,8 @@ class JobEnd:
     def _find_version(self, job: JobRow, published: dict[str, Any]) -> AdapterVersion | None:
         """The version that this job registered, even if it died before it could say so."""
         if isinstance(reference := published.get("adapter"), str):
-            ref = parse_ref(reference)
-            with contextlib.suppress(NotFound):
-                return self._registry.resolve(ref)
+            with contextlib.suppress(NotFound, InvalidName):
+                return self._registry.resolve(parse_ref(reference))
         wanted = description_of(job)
         for version in self._registry.list():
             manifest = version.manifest

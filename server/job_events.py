@@ -12,6 +12,7 @@ from typing import Any
 
 from server.job_states import Evidence
 from server.job_store import JobStore
+from server.tables import JobRow
 
 MIN_INTERVAL_S = 1.0
 MAX_METRICS_EVENTS = 500  # per job and kind
@@ -39,10 +40,11 @@ class Throttle:
 class EventRecorder:
     """Stores what one run says and collects the evidence for its end."""
 
-    def __init__(self, store: JobStore, job_id: str) -> None:
+    def __init__(self, store: JobStore, job: JobRow) -> None:
         self.evidence = Evidence()
         self._store = store
-        self._job_id = job_id
+        self._job_id = job.id
+        self._tokens_before = job.trained_tokens or 0  # by earlier runs of a resumed job
         self._total_steps: int | None = None
         self._progress = Throttle()
         self._evaluated = Throttle()
@@ -92,7 +94,7 @@ class EventRecorder:
         if isinstance(eta_s, int | float):
             values["estimated_finish"] = time.time() + eta_s
         if (tokens := _integer(event.get("trained_tokens"))) is not None:
-            values["trained_tokens"] = tokens
+            values["trained_tokens"] = self._tokens_before + tokens
         message = f"Step {step}/{total}: training loss={_shown(event.get('loss'))}"
         await self._add(message, "metrics", metrics, **values)
 

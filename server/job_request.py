@@ -96,7 +96,7 @@ class Method(StrictBody):
     def _refuse_other_methods(self) -> Method:
         if self.type != "supervised":
             message = f"method.type {self.type!r} is not supported by this server; use supervised."
-            raise refuse("unsupported_parameter", message, "method.type")
+            raise refuse("unsupported_parameter", message, "type")
         return self
 
 

@@ -76,7 +76,7 @@ class JobRun:
         )
         if self._stopping is not None:  # asked while it was being started
             await child.stop(0)
-        recorder = EventRecorder(self._store, self.job.id)
+        recorder = EventRecorder(self._store, self.job)
         async for event in child.events():
             await recorder.handle(event)
         exit_code = await child.wait()

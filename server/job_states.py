@@ -101,7 +101,7 @@ def reported_error(event: dict[str, Any]) -> JobError:
     code = str(event.get("code", "internal"))
     lines = [str(event.get("message") or "training failed without saying why")]
     rows = event.get("rows")
-    rows = rows if isinstance(rows, list) else []
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     for row in rows[:_MAX_ROWS_SHOWN]:
         line = f"{row.get('file')}:{row.get('line')}: {row.get('reason')}"
         if line not in lines[0]:

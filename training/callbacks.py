@@ -69,6 +69,7 @@ class ProgressEvents(TrainerCallback):  # type: ignore[misc]
             "learning_rate": learning_rate,
             "tokens_per_s": round((self._counter.num_tokens - last_tokens) / (now - last_s), 1),
             "eta_s": round(seconds_per_step * (state.max_steps - step), 1),
+            "trained_tokens": self._counter.num_tokens,  # by this process
         })  # fmt: skip
 
     def _window_loss(self, state: TrainerState) -> float:

@@ -50,6 +50,7 @@ class TrainingConfig(BaseModel):
 
     # optimisation
     learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate_multiplier: float = Field(default=1.0, gt=0)  # of the rate, chosen or settled
     epochs: float = Field(default=3, gt=0)
     max_steps: Positive | None = None  # wins over epochs
     batch_size: Positive = 8

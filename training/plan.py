@@ -57,7 +57,7 @@ def make_plan(config: TrainingConfig, base_config: Any, num_train: int, device: 
     if learning_rate is None:
         learning_rate = 5e-4 * (2000 / base_config.hidden_size) ** 0.78
     return Plan(
-        learning_rate=learning_rate,
+        learning_rate=learning_rate * config.learning_rate_multiplier,
         dtype=_settle_dtype(config, device),
         max_length=settle_max_length(config, base_config.max_position_embeddings),
         total_steps=total_steps,
