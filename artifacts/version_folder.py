@@ -42,9 +42,11 @@ class StagedFolder:
     hashes: dict[str, str]
 
     def write_record(self, record: AdapterManifest) -> AdapterManifest:
-        """Write card (unless the folder brings its own) and manifest."""
+        """Write card and manifest; an imported folder may bring a card of its own."""
         card = self.path / CARD_FILE
-        if not card.exists() or CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
+        # PEFT's save_pretrained leaves an unfilled form there, so for our own runs ours wins.
+        is_ours = record.origin == "trained" or not card.exists()
+        if is_ours or CARD_MARK in card.read_text(encoding="utf-8", errors="replace"):
             write_bytes(card, model_card(record).encode())
         write_json(self.path / MANIFEST_FILE, record.model_dump(mode="json"))
         return record

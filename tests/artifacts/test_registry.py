@@ -60,13 +60,15 @@ def test_first_version_is_champion_and_later_ones_change_no_alias(registry: Regi
 
 
 def test_a_bare_name_without_champion_means_latest(registry: Registry) -> None:
-    publish(registry), publish(registry)
+    publish(registry)
+    publish(registry)
     registry.delete_alias("a", "champion")
     assert registry.resolve(parse_ref("a")).version == 2
 
 
 def test_set_alias_returns_what_it_pointed_at(registry: Registry) -> None:
-    publish(registry), publish(registry)
+    publish(registry)
+    publish(registry)
     assert registry.set_alias("a", "canary", 2) is None
     assert registry.set_alias("a", "canary", 1) == 2
     assert registry.resolve(parse_ref("a@canary")).version == 1
@@ -180,10 +182,11 @@ def test_a_folder_on_another_file_system_is_copied(registry: Registry) -> None:
     assert list(registry.home.tmp.iterdir()) == []
 
 
-def test_a_card_of_ones_own_is_kept(registry: Registry, tmp_path: Path) -> None:
+def test_an_imported_card_is_kept(registry: Registry, tmp_path: Path) -> None:
     folder = adapter_folder(tmp_path / "new")
     (folder / CARD_FILE).write_text("my card")
-    assert (registry.publish("a", folder, DRAFT).path / CARD_FILE).read_text() == "my card"
+    draft = DRAFT.model_copy(update={"origin": "imported"})
+    assert (registry.publish("a", folder, draft).path / CARD_FILE).read_text() == "my card"
 
 
 PUBLISHER = """
