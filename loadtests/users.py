@@ -8,6 +8,7 @@ import time
 import uuid
 from typing import Any
 
+import gevent
 import requests
 from locust import User, task
 
@@ -17,6 +18,7 @@ from loadtests.sse import Answer, BrokenStream, read_answer
 
 VERSION_HEADERS = ("x-loraloop-arm", "x-loraloop-adapter")  # the first that is sent
 PATH = "/v1/chat/completions"
+PAUSE_AFTER_FAILURE_S = 0.5  # a server in trouble is not to be asked a thousand times a second
 
 
 class StreamingUser(User):
@@ -88,6 +90,7 @@ class StreamingUser(User):
         self.fire("POST", PATH, total_s, failure, len(answer.text) if answer else 0)
         if answer is None:
             run_of(self.environment).tally.add_error(version)
+            gevent.sleep(PAUSE_AFTER_FAILURE_S)
             return
         name = version or "?"
         run_of(self.environment).tally.add(name, answer, total_s)
@@ -109,13 +112,19 @@ class StreamingUser(User):
         )
 
     def listed_models(self) -> list[str]:
-        """Ids of ``GET /v1/models``, asked once per user."""
+        """Ids of ``GET /v1/models``, asked once per user. A name for another listed id is left out."""
         if not hasattr(self, "_models"):
             answer = self.session.get(
                 f"{self.host}/v1/models", headers=bearer(self.options.api_key), timeout=30
             )
             answer.raise_for_status()
-            self._models = [str(model["id"]) for model in answer.json()["data"]]
+            models = answer.json()["data"]
+            ids = {model["id"] for model in models}
+            self._models = [
+                str(model["id"])
+                for model in models
+                if model.get("root") in (None, model["id"]) or model["root"] not in ids
+            ]
         return self._models
 
 

@@ -59,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
             "kv_bytes": 64 << 20,
             "adapters": dict.fromkeys(versions, 1 << 20),
         }
-        answers: dict[str, object] = {"/v1/models": {"data": [{"id": m} for m in versions]}}
+        listed = [{"id": m, "root": m} for m in versions] + [{"id": "tea", "root": "tea@1"}]
+        answers: dict[str, object] = {"/v1/models": {"data": listed}}
         if self.behaviour.has_admin:
             stats = {"adapters": dict.fromkeys(versions, row), "arms": {}, "memory": memory}
             answers |= {"/admin/experiments/tea": {"arms": arms}, "/admin/stats": stats}
