@@ -112,7 +112,7 @@ class StreamingUser(User):
         )
 
     def listed_models(self) -> list[str]:
-        """Ids of ``GET /v1/models``, asked once per user. A name for another listed id is left out."""
+        """Ids of ``GET /v1/models``, asked once per user; names for other listed ids left out."""
         if not hasattr(self, "_models"):
             answer = self.session.get(
                 f"{self.host}/v1/models", headers=bearer(self.options.api_key), timeout=30
