@@ -139,7 +139,7 @@ async def _known(request: Request, error: Exception) -> Response:
     api_error = to_api_error(error)
     if api_error is None:
         return await _unforeseen(request, error)
-    if api_error.status >= 500:
+    if api_error.status == 500:
         log.error("%s %s: %s", request.method, request.url.path, error)
     return error_response(api_error, request)
 

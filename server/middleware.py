@@ -1,10 +1,11 @@
-"""What happens to every request: an id, a receipt time, a limit on its body. Plain ASGI."""
+"""What happens to every request before its body is read: id, key, size. Plain ASGI."""
 
 from __future__ import annotations
 
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -12,10 +13,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.auth import Caller, require_admin, require_infer
 from server.errors import ApiError, error_response
 from server.settings import Settings
 
+Guard = Callable[[Request], Awaitable[Caller]]
 UPLOAD_PATH = "/v1/files"
+GUARDS: tuple[tuple[str, Guard], ...] = (  # the first prefix that fits
+    ("/admin/", require_admin),
+    (UPLOAD_PATH, require_admin),
+    ("/v1/fine_tuning/", require_admin),
+    ("/v1/", require_infer),
+    ("/metrics", require_infer),
+)
 _CLIENT_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
 
@@ -40,6 +50,30 @@ class RequestIdMiddleware:
             await send(message)
 
         await self.app(scope, receive, send_with_id)
+
+
+class KeyMiddleware:
+    """Checks the key before a byte of the body is read: a stranger can make us store nothing.
+
+    The routes' own dependencies decide again; a path missing in GUARDS is only checked later.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (guard := _guard_of(scope["path"])) is not None:
+            request = Request(scope)
+            try:
+                await guard(request)
+            except ApiError as error:
+                await error_response(error, request)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _guard_of(path: str) -> Guard | None:
+    return next((guard for prefix, guard in GUARDS if path.startswith(prefix)), None)
 
 
 class BodyLimitMiddleware:

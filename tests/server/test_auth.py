@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
-from server.app import create_app
+from server.app import ROUTES, create_app
+from server.auth import require_admin, require_infer
+from server.middleware import _guard_of
 from server.settings import Settings
 from server.state import Server
 
@@ -116,6 +120,14 @@ async def test_a_refusal_is_openais(fake_server: Server) -> None:
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+def flat_routes(router: APIRouter) -> Iterator[APIRoute]:
+    for route in router.routes:
+        if isinstance(route, APIRoute):
+            yield route
+        else:
+            yield from flat_routes(route.original_router)  # type: ignore[attr-defined]
+
+
 def routes_of(app: FastAPI) -> list[tuple[str, str]]:
     paths = app.openapi()["paths"]
     return [(method.upper(), path) for path, verbs in paths.items() for method in verbs]
@@ -132,6 +144,33 @@ async def test_no_route_stays_open_with_keys_set(fake_server: Server) -> None:
                 continue
             url = path.replace("{", "").replace("}", "")
             assert (await client.request(method, url)).status_code == 401, (method, path)
+
+
+async def test_a_strangers_body_is_never_read(fake_server: Server) -> None:
+    app = with_keys(fake_server, "user-1", "root-1")
+    num_read = 0
+
+    async def upload() -> AsyncIterator[bytes]:
+        nonlocal num_read
+        for _ in range(1000):
+            num_read += 1
+            yield b"x" * 1000
+
+    for path, key in ((CHAT, "wrong"), ("/v1/files", "user-1"), ("/admin/adapters/train", None)):
+        async with web(app, key) as client:
+            headers = {"content-type": "application/json"}
+            response = await client.post(path, content=upload(), headers=headers)
+            assert response.status_code in (401, 403)
+    assert num_read == 0
+
+
+def test_the_early_check_and_the_routes_agree() -> None:
+    routes = [route for module in ROUTES for route in flat_routes(module.router)]
+    assert len(routes) > 20
+    for route in routes:
+        guards = {d.call for d in route.dependant.dependencies} & {require_infer, require_admin}
+        early = _guard_of(route.path)
+        assert guards == ({early} if early else set()), route.path
 
 
 async def test_no_admin_or_training_route_takes_an_inference_key(fake_server: Server) -> None:
