@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
 from server.audit import AuditLog
-from server.child import child_environment
 from server.experiments import Experiments
 from server.feedback import Feedback
 from server.files import FileStore
-from server.job_end import JobEnd
-from server.job_run import ChildPlan
-from server.job_store import JobStore
-from server.jobs import JobLimits, JobRunner
+from server.jobs.child import child_environment
+from server.jobs.end import JobEnd
+from server.jobs.run import ChildPlan
+from server.jobs.runner import JobLimits, JobRunner
+from server.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from artifacts.base import Base

@@ -22,14 +22,13 @@ from artifacts.database import Database
 from artifacts.errors import Conflict, InvalidInput, NotFound
 from artifacts.home import Home
 from artifacts.safe_write import sync_folder
+from server.jobs.states import UNFINISHED
 from server.paging import Page, Paging, page_of
 from server.tables import FileRow, JobRow
 
 PURPOSE = "fine-tune"
 SUFFIXES = (".jsonl", ".json")
 CHUNK_BYTES = 1 << 20
-# A job in one of these states may still read its file.
-ACTIVE = ("validating_files", "queued", "running", "paused", "interrupted")
 
 
 class FileTooLarge(InvalidInput):
@@ -130,7 +129,7 @@ class FileStore:
                 raise _no_file(file_id)
             users = select(JobRow.id).where(
                 (JobRow.training_file == file_id) | (JobRow.validation_file == file_id),
-                JobRow.status.in_(ACTIVE),
+                JobRow.status.in_(UNFINISHED),
             )
             if (job_id := session.scalar(users)) is not None:
                 raise Conflict(

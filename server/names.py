@@ -1,13 +1,16 @@
-"""Model ids that fine-tuning jobs return. Pure text: knows no registry, no database and no HTTP.
+"""Names that clients choose or get back. Pure text: knows no registry, no database and no HTTP.
 
-The form is OpenAI's ``ft:<base>:<organisation>:<suffix>:<id>`` with our version number as the id,
-so that it reads back into an adapter version without a look-up.
+A fine-tuning job returns OpenAI's form ``ft:<base>:<organisation>:<suffix>:<id>`` with our version
+number as the id, so that it reads back into an adapter version without a look-up.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from artifacts.errors import InvalidInput
+from artifacts.names import check_name
 
 _ORGANISATION = "loraloop"
 # A base id may hold any character, colons too: the right end of the text decides.
@@ -41,3 +44,14 @@ def parse_fine_tuned_model_id(text: str) -> FineTunedId | None:
 def checkpoint_model_id(base_id: str, name: str, step: int) -> str:
     """The id of a job's checkpoint; it names no version, so it does not parse as one."""
     return f"ft:{base_id}:{_ORGANISATION}:{name}:step-{step}"
+
+
+def check_adapter_name(name: str, param: str, base_id: str) -> None:
+    """Raises InvalidInput or InvalidName, naming the field ``param``."""
+    try:
+        check_name(name)
+    except InvalidInput as error:
+        error.param = param
+        raise
+    if name == base_id:
+        raise InvalidInput(f"{name!r} is the base's own id: choose another name.", param=param)

@@ -51,3 +51,14 @@ def page_of(
     query = query.order_by(sequence.asc() if is_ascending else sequence.desc())
     rows = list(session.scalars(query.limit(paging.limit + 1)))
     return Page(rows[: paging.limit], has_more=len(rows) > paging.limit)
+
+
+def list_json(page: Page[dict[str, Any]]) -> dict[str, Any]:
+    """A list object with what OpenAI's client pages by."""
+    return {
+        "object": "list",
+        "data": page.items,
+        "first_id": page.items[0].get("id") if page.items else None,
+        "last_id": page.items[-1].get("id") if page.items else None,
+        "has_more": page.has_more,
+    }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from server.experiments import Experiments
     from server.feedback import Feedback
     from server.files import FileStore
-    from server.jobs import JobRunner
+    from server.jobs.runner import JobRunner
     from server.telemetry import Telemetry
 
 

@@ -29,7 +29,7 @@ class FileRow(Table):
 
 
 class JobRow(Table):
-    """One fine-tuning job. ``status`` is ours; ``server.job_view`` maps it to OpenAI's words."""
+    """One fine-tuning job. ``status`` is ours; ``server.jobs.view`` maps it to OpenAI's words."""
 
     __tablename__ = "fine_tuning_jobs"
 

@@ -21,8 +21,9 @@ from server.deps import Admin, ServerDep
 from server.errors import ApiError
 from server.fields import StrictBody, Text, refuse
 from server.files import StoredFile
-from server.job_request import TrainAdapter, check_adapter_name, job_of_admin
-from server.job_view import job_json
+from server.jobs.request import TrainAdapter, job_of_admin
+from server.jobs.view import job_json
+from server.names import check_adapter_name
 from server.places import AllowedPlaces
 from server.resolve import resolve_fixed
 from server.routes.fine_tuning import submit_job

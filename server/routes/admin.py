@@ -7,8 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from server.deps import Admin, ServerDep
-from server.job_view import list_json
-from server.paging import Order, Paging
+from server.paging import Order, Paging, list_json
 from server.routes import adapters, experiments, feedback
 from server.tables import AuditRow
 

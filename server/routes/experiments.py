@@ -12,7 +12,7 @@ from server.audit import who
 from server.deps import Admin, ServerDep
 from server.experiments import MAX_ARMS, MAX_WEIGHT, Arm, Experiment
 from server.fields import StrictBody, Text
-from server.job_request import check_adapter_name
+from server.names import check_adapter_name
 from server.resolve import resolve_fixed
 from server.routes.openapi import ERRORS, error
 from server.state import Server

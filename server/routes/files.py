@@ -14,8 +14,7 @@ from server.audit import who
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
 from server.files import FileTooLarge, StoredFile
-from server.job_view import file_json, list_json
-from server.paging import Order, Paging
+from server.paging import Order, Paging, list_json
 from server.routes.openapi import ERRORS, error
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
@@ -107,6 +106,22 @@ def delete_file(file_id: str, server: ServerDep, caller: Admin) -> dict[str, Any
     server.files.delete(file_id)
     server.audit.record(who(caller), "file.delete", file_id)
     return {"id": file_id, "object": "file", "deleted": True}
+
+
+def file_json(file: StoredFile) -> dict[str, Any]:
+    """A ``file``."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.num_bytes,
+        "created_at": int(file.created_at),
+        "filename": file.filename,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+        "loraloop": {"sha256": file.sha256},
+    }
 
 
 def _check_exists(stored: StoredFile) -> None:

@@ -13,9 +13,9 @@ from server.audit import who
 from server.auth import Caller
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
-from server.job_request import CreateJob, job_of
-from server.job_view import checkpoint_json, event_json, job_json, list_json
-from server.paging import Order, Paging
+from server.jobs.request import CreateJob, job_of
+from server.jobs.view import checkpoint_json, event_json, job_json
+from server.paging import Order, Paging, list_json
 from server.resolve import resolve_fixed
 from server.routes.openapi import ERRORS, error
 from server.state import Server

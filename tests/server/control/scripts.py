@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts.home import Home
 from server.control import Control
-from server.job_states import ENDED
+from server.jobs.states import ENDED
 from server.paging import Paging
 from server.tables import JobEventRow, JobRow
 from tests.server.control.conftest import steps

@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from server import child as module
-from server.child import (
+from server.jobs import child as module
+from server.jobs.child import (
     ProgressFile,
     TrainingChild,
     child_environment,
@@ -84,6 +84,12 @@ def test_the_servers_keys_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("LORALOOP_ADMIN_KEYS", "secret")
     monkeypatch.setenv("LORALOOP_API_KEYS", "secret")
     assert "secret" not in child_environment(2).values()
+
+
+async def test_it_finds_our_packages_from_any_folder(tmp_path: Path) -> None:
+    child = await spawn(tmp_path, "import training.config; print('{}')")
+    assert await events_of(child) == [{}]
+    assert await child.wait() == 0
 
 
 async def test_sigkill_follows_an_ignored_sigterm(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from server.job_request import CreateJob, TrainAdapter, TrainingSettings, job_of
+from server.jobs.request import CreateJob, TrainAdapter, TrainingSettings, job_of
 from training.config import TrainingConfig, parse_config
 
 # The operator's, the server's own, and what other fields of a job say.

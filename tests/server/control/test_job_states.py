@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.job_states import Evidence, decide, reported_error
+from server.jobs.states import Evidence, decide, reported_error
 
 PUBLISHED = {"event": "published", "adapter": "shop@1"}
 FAILED = {"event": "failed", "code": "gate", "message": "no better than the base"}

@@ -15,8 +15,8 @@ import pytest
 from artifacts.errors import Conflict, InvalidInput, NotFound
 from artifacts.home import Home
 from artifacts.registry import Registry
-from server.job_events import MAX_METRICS_EVENTS, Throttle
-from server.job_view import job_json
+from server.jobs.events import MAX_METRICS_EVENTS, Throttle
+from server.jobs.view import job_json
 from server.names import parse_fine_tuned_model_id
 from server.paging import Paging
 from server.tables import JobRow
@@ -192,7 +192,7 @@ async def test_cancel_leaves_nothing_and_the_process_is_gone(
 async def test_cancel_kills_a_child_that_does_not_listen(
     make_control: MakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.jobs.CANCEL_GRACE_S", 0.3)
+    monkeypatch.setattr("server.jobs.runner.CANCEL_GRACE_S", 0.3)
     async with running(make_control()) as control:
         job = await submit(control, {"emit": STARTED}, {"ignore_sigterm": True}, {"sleep": 60})
         await until_told(control, job, "Step 1/10")
@@ -302,7 +302,7 @@ async def test_a_failing_database_does_not_end_the_queue(
 
 def test_metrics_events_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("server.job_events.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("server.jobs.events.time.monotonic", lambda: now[0])
     throttle, kept, total = Throttle(), 0, 100_000
     for step in range(1, total + 1):
         now[0] += 1.5

@@ -12,7 +12,7 @@ import pytest
 from artifacts.home import Home
 from artifacts.registry import Registry
 from server.control import Control
-from server.job_view import job_json
+from server.jobs.view import job_json
 from tests.server.control.conftest import MakeControl, running
 from tests.server.control.scripts import (
     ENDLESS,

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
-from server.job_states import Status
+from server.jobs.states import Status
 from server.paging import Page, Paging, page_of
 from server.tables import CheckpointRow, FileRow, JobEventRow, JobRow
 

@@ -10,8 +10,8 @@ import asyncio
 import time
 from typing import Any
 
-from server.job_states import Evidence
-from server.job_store import JobStore
+from server.jobs.states import Evidence
+from server.jobs.store import JobStore
 from server.tables import JobRow
 
 MIN_INTERVAL_S = 1.0

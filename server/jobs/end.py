@@ -15,10 +15,10 @@ from artifacts.errors import InvalidName, LoraloopError, NotFound
 from artifacts.names import parse_ref
 from server.audit import SERVER, AuditLog
 from server.engine.errors import EngineClosed, EngineError
-from server.job_folder import JobFolder
-from server.job_run import ended_values, finished_values
-from server.job_states import ON_CHILD, JobError, Outcome
-from server.job_store import JobStore
+from server.jobs.folder import JobFolder
+from server.jobs.run import ended_values, finished_values
+from server.jobs.states import ON_CHILD, JobError, Outcome
+from server.jobs.store import JobStore
 from server.names import fine_tuned_model_id
 from server.tables import JobRow
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from artifacts.errors import InvalidInput
-from artifacts.names import check_name
 from server.fields import StrictBody, Text, neutral, refuse
+from server.names import check_adapter_name
 from server.tables import JobRow
 
 AUTO = "auto"
@@ -192,17 +192,6 @@ def job_of_admin(body: TrainAdapter, file_id: str, base_id: str, max_rank: int) 
     check_adapter_name(body.name, "name", base_id)
     _check_rank(settings, max_rank)
     return _row(body.name, base_id, file_id, asked, settings, body)
-
-
-def check_adapter_name(name: str, param: str, base_id: str) -> None:
-    """Raises InvalidInput or InvalidName, naming the field ``param``."""
-    try:
-        check_name(name)
-    except InvalidInput as error:
-        error.param = param
-        raise
-    if name == base_id:
-        raise InvalidInput(f"{name!r} is the base's own id: choose another name.", param=param)
 
 
 def _check_rank(settings: dict[str, Any], max_rank: int) -> None:

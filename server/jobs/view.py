@@ -1,4 +1,4 @@
-"""Jobs, events, checkpoints and files in OpenAI's JSON. Knows no database and no HTTP.
+"""Jobs, events and checkpoints in OpenAI's JSON. Knows no database and no HTTP.
 
 What OpenAI's objects have no field for stands under ``loraloop``.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.files import StoredFile
-from server.job_store import event_id
+from server.jobs.store import event_id
 from server.names import checkpoint_model_id, fine_tuned_model_id
-from server.paging import Page
 from server.tables import CheckpointRow, JobEventRow, JobRow
 
 ORGANISATION = "loraloop"
@@ -81,33 +79,6 @@ def checkpoint_json(row: CheckpointRow, job: JobRow) -> dict[str, Any]:
         "fine_tuning_job_id": job.id,
         "metrics": row.metrics,
         "step_number": row.step,
-    }
-
-
-def file_json(file: StoredFile) -> dict[str, Any]:
-    """A ``file``."""
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.num_bytes,
-        "created_at": int(file.created_at),
-        "filename": file.filename,
-        "purpose": file.purpose,
-        "status": "processed",
-        "status_details": None,
-        "expires_at": None,
-        "loraloop": {"sha256": file.sha256},
-    }
-
-
-def list_json(page: Page[dict[str, Any]]) -> dict[str, Any]:
-    """A list object with what OpenAI's client pages by."""
-    return {
-        "object": "list",
-        "data": page.items,
-        "first_id": page.items[0].get("id") if page.items else None,
-        "last_id": page.items[-1].get("id") if page.items else None,
-        "has_more": page.has_more,
     }
 
 

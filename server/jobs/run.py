@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.child import ProgressFile, TrainingChild, last_lines
-from server.job_events import EventRecorder
-from server.job_folder import JobFolder
-from server.job_states import JobError, Outcome, Stopping, decide
-from server.job_store import JobStore
+from server.jobs.child import ProgressFile, TrainingChild, last_lines
+from server.jobs.events import EventRecorder
+from server.jobs.folder import JobFolder
+from server.jobs.states import JobError, Outcome, Stopping, decide
+from server.jobs.store import JobStore
 from server.tables import JobRow
 
 

@@ -1,6 +1,6 @@
 """The queue of fine-tuning jobs: who runs, who waits, and what a start or stop does to them.
 
-Knows nothing of how training works (``server.job_run`` follows the child, ``server.job_end``
+Knows nothing of how training works (``server.jobs.run`` follows the child, ``server.jobs.end``
 concludes) and no HTTP. All methods run on one event loop; every database write in a thread.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from artifacts.errors import Conflict, NotFound
 from artifacts.home import Home
-from server.child import ProgressFile, find_by_argument, stop_orphan
 from server.files import FileStore
-from server.job_end import JobEnd, description_of
-from server.job_folder import JobFolder
-from server.job_run import ChildPlan, JobRun, ended_values
-from server.job_states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
-from server.job_store import JobStore
+from server.jobs.child import ProgressFile, find_by_argument, stop_orphan
+from server.jobs.end import JobEnd, description_of
+from server.jobs.folder import JobFolder
+from server.jobs.run import ChildPlan, JobRun, ended_values
+from server.jobs.states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
+from server.jobs.store import JobStore
 from server.tables import JobRow
 
 log = logging.getLogger("loraloop.server")
