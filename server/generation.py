@@ -132,6 +132,24 @@ class Answer:
                 yield index, merge(deltas)
 
 
+def check_capacity(server: Server, target: Target) -> None:
+    """Refuse what the engine would refuse anyway before its prompt costs anything.
+
+    Raises:
+        EngineOverloaded, EngineClosed: not now.
+    """
+    if server.lifecycle.is_draining:
+        raise EngineClosed("The server is shutting down; send the request again.")
+    num_answers, settings = server.lifecycle.num_answers, server.settings
+    if num_answers >= settings.max_num_seqs + settings.max_queue:
+        server.telemetry.rejected(target.adapter_id, target.arm_id)
+        raise EngineOverloaded(
+            f"{num_answers} requests are running or waiting, the limit is "
+            f"{settings.max_num_seqs} + {settings.max_queue}.",
+            retry_after_s=1.0,
+        )
+
+
 async def accept(server: Server, work: Work) -> Answer:
     """Hand all of ``work`` to the engine, or none of it.
 
@@ -139,8 +157,6 @@ async def accept(server: Server, work: Work) -> Answer:
         EngineOverloaded, EngineClosed: not now.
         AdapterRejected, Corrupt, …: the adapter cannot be made ready.
     """
-    if server.lifecycle.is_draining:
-        raise EngineClosed("The server is shutting down; send the request again.")
     target = work.target
     answer_id = f"{work.id_prefix}-{uuid.uuid4().hex}"
     try:

@@ -14,7 +14,7 @@ from fastapi import Request
 
 from server.engine.request import SamplingParams
 from server.errors import ApiError
-from server.generation import Work
+from server.generation import Work, check_capacity
 from server.resolve import Target, resolve
 from server.schemas import ChatRequest, CompletionRequest, SamplingFields
 from server.state import Server
@@ -60,6 +60,7 @@ async def completion_work(server: Server, request: Request, body: CompletionRequ
 def _resolve(server: Server, request: Request, body: SamplingFields) -> tuple[Target, str | None]:
     subject = body.user if body.user is not None else request.headers.get(SESSION_HEADER) or None
     target = resolve(body.model, subject, server.base.id, server.registry, server.experiments)
+    check_capacity(server, target)
     return target, subject
 
 
