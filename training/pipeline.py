@@ -72,7 +72,8 @@ def run_pipeline(
         evaluation = _evaluate(trainer, inputs, session, scratch)
         check_gate(evaluation.base, evaluation.adapter, evaluation.probe)
         draft = _draft(inputs, session, evaluation)
-        stop.close()  # from here on the outcome is decided
+        stop.ignore()
+        stop.check()
         published = inputs.registry.publish(inputs.config.name, scratch, draft)
     return published, evaluation
 

@@ -55,6 +55,7 @@ def _run_and_tell(
     try:
         train_adapter(load_config(config, list(overrides)), reporter, stop)
     except Interrupted as interruption:
+        stop.ignore()
         reporter.emit({"event": "interrupted", "step": interruption.step})
         return EXIT_INTERRUPTED
     except Exception as error:  # the loop boundary: a run never ends without saying why
@@ -89,13 +90,15 @@ def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest)
 
 def _tell_failure(error: Exception, reporter: Reporter) -> None:
     code = failure_code(error)
-    if code == "internal":
+    message = str(error)
+    if code == "internal":  # our mistake: the type says more than the text
         traceback.print_exc(file=sys.stderr)
+        message = f"{type(error).__name__}: {error}"
     rows = error.rows if isinstance(error, InvalidData) else []
     reporter.emit({
         "event": "failed",
         "code": code,
-        "message": str(error) or type(error).__name__,
+        "message": message,
         "rows": [{"file": file, "line": line, "reason": reason} for file, line, reason in rows],
     })  # fmt: skip
 

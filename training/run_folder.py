@@ -76,6 +76,7 @@ class RunFolder:
                 raise InvalidConfig(f"resume={resume} is not a whole checkpoint", param="resume")
         if chosen is not None:
             _check_identity(chosen.parent / _IDENTITY_FILE, identity)
+            _check_best(chosen)
         write_json(self.path / _IDENTITY_FILE, identity)
         return chosen
 
@@ -108,6 +109,17 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _check_best(checkpoint: Path) -> None:
+    """Without the best weights so far, the end of the run could not choose among all of them."""
+    best = read_state(checkpoint).get("best_model_checkpoint")
+    if best is not None and not _is_whole(Path(best)):
+        raise InvalidConfig(
+            f"{checkpoint.name} refers to the better {best}, which is gone; put that folder "
+            "back or start over in another output_dir",
+            param="resume",
+        )
 
 
 def _check_identity(path: Path, identity: dict[str, Any]) -> None:

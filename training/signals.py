@@ -53,10 +53,9 @@ class StopRequest:
         finally:
             self._reaction = "raise"
 
-    def close(self) -> None:
-        """The last chance to stop: raises Interrupted if asked; later signals have no effect."""
+    def ignore(self) -> None:
+        """From here on no signal has an effect: the outcome is decided and must be told."""
         self._reaction = "ignore"
-        self.check()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         insists = self.is_set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(folder: RunFolder) ->
     for resume in (True, path):
         with pytest.raises(InvalidConfig, match="made with rank=4, this run asks for 8"):
             folder.checkpoint_for(resume, {**IDENTITY, "rank": 8})
+
+
+def test_a_checkpoint_whose_best_one_is_gone_is_refused(folder: RunFolder) -> None:
+    best = folder.path / "checkpoint-2"
+    checkpoint(folder, 4, state=json.dumps({"best_model_checkpoint": str(best)}))
+    with pytest.raises(InvalidConfig, match="checkpoint-2, which is gone"):
+        folder.checkpoint_for(True, IDENTITY)
+    checkpoint(folder, 2)
+    assert folder.checkpoint_for(True, IDENTITY) == folder.path / "checkpoint-4"
 
 
 def test_a_named_checkpoint_must_be_whole(folder: RunFolder, tmp_path: Path) -> None:
