@@ -18,7 +18,6 @@ COPY README.md LICENSE loraloop.py ./
 COPY artifacts artifacts
 COPY training training
 COPY server server
-COPY demo demo
 RUN pip install --no-deps .
 
 FROM python:3.11-slim

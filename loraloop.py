@@ -37,8 +37,13 @@ def demo(
     keep: Annotated[bool, typer.Option(help="keep the demo's folder with its adapters")] = False,
 ) -> None:
     """The main job, end to end: train, hot-load, chat, split traffic, measure. Minutes on a CPU."""
-    from demo.story import run_demo
-
+    try:
+        from demo.story import run_demo
+    except ModuleNotFoundError as error:
+        typer.secho(
+            f"{error}: the demo needs a checkout; run `make demo` there", err=True, fg="red"
+        )
+        raise typer.Exit(2) from None
     raise typer.Exit(run_demo(data, keep=keep))
 
 

@@ -36,6 +36,7 @@ from demo.processes import (
 )
 from demo.report import print_report, print_verdict
 
+INTERRUPTED = 130  # the shell's code for Ctrl-C
 BATCH_SIZE = 8
 MAX_HELD_OUT_ROWS = 120  # each for validation and test; a large file would be measured for minutes
 
@@ -111,19 +112,20 @@ def run_demo(data: Path | None, *, keep: bool) -> int:
         console.print(f"[bold red]The demo cannot start:[/] {error}", highlight=False)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="loraloop-demo-"))
-    is_good = False
+    exit_code = 1
     try:
-        is_good = play(console, folder, dataset)
+        exit_code = 0 if play(console, folder, dataset) else 1
     except (DemoFailed, OpenAIError, httpx.HTTPError) as error:
         console.print(f"\n[bold red]The demo failed:[/] {error}", highlight=False)
         print_logs(console, folder)
     except KeyboardInterrupt:
         console.print("\nInterrupted; everything that the demo started has been stopped.")
-    if is_good and not keep:
-        shutil.rmtree(folder)
-    else:
+        exit_code = INTERRUPTED
+    if keep or exit_code == 1:
         console.print(f"Logs, adapters and Locust's report: {folder}")
-    return 0 if is_good else 1
+    else:
+        shutil.rmtree(folder)
+    return exit_code
 
 
 def play(console: Console, folder: Path, dataset: DataSet) -> bool:

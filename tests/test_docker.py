@@ -88,7 +88,7 @@ def test_every_installed_package_is_copied_or_left_out_on_purpose() -> None:
         for pattern in project()["tool"]["setuptools"]["packages"]["find"]["include"]
     }
     present = {package for package in packages if list((ROOT / package).glob("*.py"))}
-    assert present - set(copied()) == {"loadtests"}  # Locust is not in the image
+    assert present - set(copied()) == {"loadtests", "demo"}  # clients are not in the image
 
 
 def test_torch_is_the_version_of_the_makefile_and_the_constraints() -> None:
