@@ -2,7 +2,7 @@
 
 For a group of linears that read the same input (q/k/v, gate/up) the bank keeps
 
-    A   [num_rows, num_projections, in]     rows of all adapters and projections side by side
+    A   [num_projections, num_rows, in]     rows of all adapters side by side
     B_p [num_rows, out_p]                   one per projection, already times the LoRA scaling
 
 so that one product with A serves the whole group and every adapter, and ``y_p += h_p @ B_p``
@@ -21,15 +21,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from server.engine.linear import Linear, make_linear
+
 if TYPE_CHECKING:
     from artifacts.adapter import LoraPair, LoraWeights
+
+
+MAX_WINDOWS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class LoraSegment:
     """Tokens ``start:stop`` use bank rows ``first_row:last_row``.
 
-    ``mask [stop - start, last_row - first_row, 1]`` is None where all tokens share one adapter.
+    ``mask [stop - start, 1, last_row - first_row]`` is None where all tokens share one adapter.
     """
 
     start: int
@@ -69,7 +74,7 @@ class GroupBank:
         num_projections = len(shape.modules)
         # Zeros are mapped lazily on the CPU: rows never used cost no memory.
         self.a = torch.zeros(
-            (num_rows, num_projections, shape.in_features), dtype=dtype, device=device
+            (num_projections, num_rows, shape.in_features), dtype=dtype, device=device
         )
         self.b = [
             torch.zeros((num_rows, n), dtype=dtype, device=device) for n in shape.out_features
@@ -79,15 +84,17 @@ class GroupBank:
         for n in shape.out_features:
             self._columns.append(slice(first, first + n))
             first += n
+        self._windows: dict[tuple[int, int], tuple[Linear, list[Linear]]] = {}
 
     def write(self, first_row: int, num_rows: int, weights: PackedGroup | None) -> None:
         rows = slice(first_row, first_row + num_rows)
+        self._windows.clear()
         if weights is None:
-            self.a[rows].zero_()
+            self.a[:, rows].zero_()
             for b in self.b:
                 b[rows].zero_()
             return
-        self.a[rows].copy_(weights[0])
+        self.a[:, rows].copy_(weights[0])
         for b, source in zip(self.b, weights[1], strict=True):
             b[rows].copy_(source)
 
@@ -95,13 +102,30 @@ class GroupBank:
         """Add all adapters' parts of ``y [num_tokens, sum(out)]`` for ``x [num_tokens, in]``."""
         for segment in segments:
             tokens = slice(segment.start, segment.stop)
-            rows = slice(segment.first_row, segment.last_row)
-            a = self.a[rows]  # [rows, projections, in]
-            h = torch.mm(x[tokens], a.flatten(0, 1).t()).view(-1, *a.shape[:2])
+            down, ups = self._window(segment.first_row, segment.last_row)
+            # [tokens, projections, rows]
+            h = down(x[tokens]).view(segment.stop - segment.start, len(ups), -1)
             if segment.mask is not None:
                 h *= segment.mask
-            for i, columns in enumerate(self._columns):
-                y[tokens, columns].addmm_(h[:, :, i], self.b[i][rows])
+            for i, (up, columns) in enumerate(zip(ups, self._columns, strict=True)):
+                y[tokens, columns].add_(up(h[:, i]))
+
+    def _window(self, first_row: int, last_row: int) -> tuple[Linear, list[Linear]]:
+        """The products with a range of rows, in the form that is fastest on the device.
+
+        Which ranges are in use changes with the mix of running adapters, much less often than
+        steps are taken; only the latest few are kept.
+        """
+        key = (first_row, last_row)
+        window = self._windows.get(key)
+        if window is None:
+            if len(self._windows) >= MAX_WINDOWS:
+                self._windows.pop(next(iter(self._windows)))
+            rows = slice(first_row, last_row)
+            down = make_linear(self.a[:, rows].flatten(0, 1), None, "none")
+            ups = [make_linear(b[rows].t(), None, "none") for b in self.b]
+            window = self._windows[key] = (down, ups)
+        return window
 
 
 class AdapterBank:
@@ -144,12 +168,12 @@ def _pack_group(
     present = [pairs.get(module) for module in shape.modules]
     if not any(present):
         return None
-    a = torch.zeros((rank, len(present), shape.in_features), dtype=dtype)
+    a = torch.zeros((len(present), rank, shape.in_features), dtype=dtype)
     b = tuple(torch.zeros((rank, n), dtype=dtype) for n in shape.out_features)
     for i, pair in enumerate(present):
         if pair is not None:
             r = pair.a.shape[0]
-            a[:r, i] = pair.a.to(dtype)
+            a[i, :r] = pair.a.to(dtype)
             b[i][:r] = (pair.b.float() * pair.scaling).t().to(dtype)
     return a, b
 
@@ -185,7 +209,7 @@ def _decode_segment(
     first, last = min(r[0] for r in rows), max(r[1] for r in rows)
     if len(set(rows)) == 1 and len(users) == stop - start:
         return LoraSegment(start, stop, first, last, None)
-    mask = torch.zeros((stop - start, last - first, 1), dtype=dtype)
+    mask = torch.zeros((stop - start, 1, last - first), dtype=dtype)
     for (token, _, _, _), (low, high) in zip(users, rows, strict=True):
-        mask[token - start, low - first : high - first] = 1
+        mask[token - start, 0, low - first : high - first] = 1
     return LoraSegment(start, stop, first, last, mask.to(device))
