@@ -29,7 +29,7 @@ def start(folder: Path, settings: dict[str, Any], *arguments: str) -> subprocess
     )
 
 
-def test_sigterm_checkpoints_and_resume_finishes(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_sigterm_ends_the_step_in_a_checkpoint(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Every stdout line is an event; a signal in the middle of training ends with code 3."""
     process = start(tmp_path, settings, "max_steps=100000", "eval_steps=null", "--progress", "json")
     assert process.stdout is not None
