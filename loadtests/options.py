@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from locust import events
 from locust.argument_parser import LocustArgumentParser
@@ -20,6 +21,9 @@ PROMPTS = (
     "优惠券为什么用不了？",
 )
 
+# is_secret alone would still send the value to the page, as the field's default
+SECRET: dict[str, Any] = {"is_secret": True, "include_in_web_ui": False}
+
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: LocustArgumentParser) -> None:
@@ -34,8 +38,8 @@ def add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--ignore-eos", action="store_true", help="answers of exactly --max-tokens")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds without a byte")
-    parser.add_argument("--api-key", default="", env_var="OPENAI_API_KEY", is_secret=True)
-    parser.add_argument("--admin-key", default="", env_var="ADMIN_KEY", is_secret=True)
+    parser.add_argument("--api-key", default="", env_var="OPENAI_API_KEY", **SECRET)
+    parser.add_argument("--admin-key", default="", env_var="ADMIN_KEY", **SECRET)
     parser.add_argument(
         "--max-errors", type=int, default=0, help="more failed requests: exit code 1"
     )

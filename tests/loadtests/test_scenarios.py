@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.loadtests.fake_server import TOKENS, Behaviour, fake_server
 
@@ -133,6 +136,32 @@ def test_a_signal_ends_a_run_early_with_all_its_checks(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert "the split is off" in summary.read_text(encoding="utf-8")
+
+
+def test_the_web_interface_offers_our_options_but_never_a_key() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/chat.py", "--web-port", str(port)]
+    env = os.environ | {"OPENAI_API_KEY": "sk-one", "ADMIN_KEY": "sk-two"}
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    try:
+        page = ""
+
+        def has_page() -> bool:
+            nonlocal page
+            try:
+                page = requests.get(f"http://127.0.0.1:{port}/", timeout=5).text
+            except requests.ConnectionError:
+                return False
+            return True
+
+        wait_until(has_page, seconds=30)
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert "max_tokens" in page
+    assert "sk-" not in page
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float = 20) -> None:
