@@ -96,7 +96,15 @@ def test_updates_equal_pefts_own(
 @given(
     keys=st.lists(
         st.sampled_from(
-            ["q_proj", "proj", "self_attn.q_proj", "^model", "model.*", r"layers\.1\..*"]
+            [
+                "q_proj",
+                "proj",
+                "self_attn.q_proj",
+                "^model",
+                "x|up_proj",
+                "model.*",
+                r"layers\.1\..*",
+            ]
         ),
         unique=True,
         max_size=4,

@@ -367,5 +367,28 @@ def test_sentencepiece_style_prefixes_are_not_doubled() -> None:
     messages = conversation([("ab", "ca"), ("a</s>b", "b c")], None)
     row = renderer.render_training(messages)
     assert replies(renderer, row) == ["ca</s>", "b c</s>"]
-    broken = tokenizer.convert_tokens_to_ids("</s>")
-    assert row.input_ids.count(broken) == 2
+    assert row.input_ids.count(tokenizer.eos_token_id) == 2
+    usual = conversation([("ab", "ca"), ("cb", "b c")], None)
+    assert renderer.render_training(usual).input_ids == reference(renderer, usual)
+
+
+def test_replies_that_follow_at_once_are_each_learned() -> None:
+    tokenizer = tokenizer_of("qwen")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '\n' }}{% endfor %}"
+    )
+    renderer = ChatRenderer(tokenizer)
+    two = [{"role": "assistant", "content": text} for text in ("one", "two")]
+    row = renderer.render_training([USER, *two, USER, two[0]])
+    assert replies(renderer, row) == ["one<|end|>two<|end|>", "one<|end|>"]
+
+
+def test_a_truncation_stored_with_the_tokenizer_cuts_no_prompt() -> None:
+    tokenizer = tokenizer_of("qwen")
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    renderer = ChatRenderer(tokenizer)
+    assert renderer.render_prompt([USER]) == ChatRenderer(tokenizer_of("qwen")).render_prompt(
+        [USER]
+    )
