@@ -15,6 +15,7 @@ from demo.processes import DemoFailed
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lantern-tea.jsonl"
 NUM_QUESTIONS = 40
+MIN_QUESTION_CHARACTERS = 8
 MAX_QUESTION_CHARACTERS = 120
 
 
@@ -45,9 +46,17 @@ def look_at(path: Path | None) -> DataSet:
     asked = [question for question in map(first_question, rows) if question]
     short = [question for question in asked if len(question) <= MAX_QUESTION_CHARACTERS]
     spread = short[:: max(1, len(short) // NUM_QUESTIONS)][:NUM_QUESTIONS]
+    spread.sort(
+        key=lambda question: not is_worth_asking(question)
+    )  # stable: such a one comes first
     if not spread:
         raise DemoFailed(f"{chosen}: no row has a question; alpaca, ShareGPT or messages expected")
     return DataSet(chosen, adapter_name(chosen), len(rows), tuple(spread))
+
+
+def is_worth_asking(question: str) -> bool:
+    """A real question rather than a greeting."""
+    return len(question) >= MIN_QUESTION_CHARACTERS and question.rstrip().endswith(("?", "？"))
 
 
 def parse(text: str, path: Path) -> list[Any]:

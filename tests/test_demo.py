@@ -113,6 +113,7 @@ def test_the_example_data_gives_questions_and_a_name() -> None:
     assert dataset.name == "lantern-tea"
     assert dataset.num_rows == 288
     assert 20 <= len(dataset.questions) <= 40
+    assert dataset.questions[0].endswith(("?", "？"))
 
 
 @pytest.mark.parametrize(
