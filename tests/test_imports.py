@@ -32,8 +32,11 @@ BANNED: dict[str, set[str]] = {
 # policy without tensors: importing one of these must not bring in torch, not even through others
 NO_TORCH = (
     *(f"server.engine.{name}" for name in ("request", "errors", "scheduler", "blocks")),
-    *(f"server.engine.{name}" for name in ("slots", "sequence", "output")),
-    *(f"server.{name}" for name in ("experiments", "split", "names", "resolve")),
+    *(f"server.engine.{name}" for name in ("slots", "sequence", "output", "engine", "residency")),
+    *(
+        f"server.{name}"
+        for name in ("comparison.experiments", "comparison.split", "names", "resolve")
+    ),
     *(f"artifacts.{name}" for name in ("errors", "names", "home", "safe_write", "database")),
     *(f"artifacts.{name}" for name in ("manifest", "registry")),
 )
