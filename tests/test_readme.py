@@ -133,6 +133,16 @@ def test_the_tree_lists_every_package_and_links_lead_somewhere() -> None:
     assert not [link for link in links if not (ROOT / link).exists()]
 
 
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", page)) - {"loraloop.py"}
+    assert len(named) > 15
+    assert len(page.splitlines()) <= 75  # one page
+    folders = ("artifacts", "training", "server", "tests")
+    files = [str(path) for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert not [name for name in named if not any(path.endswith(f"/{name}") for path in files)]
+
+
 def test_every_make_verb_that_is_mentioned_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     pages = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
