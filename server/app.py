@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from server.errors import install_error_handlers
 from server.middleware import BodyLimitMiddleware, KeyMiddleware, RequestIdMiddleware
-from server.prometheus import ServerMetrics
+from server.reporting.prometheus import ServerMetrics
 from server.routes import admin, chat, completions, files, fine_tuning, health, models, stats
 from server.state import Server
 

@@ -14,9 +14,9 @@ from artifacts.importing import import_adapter
 from artifacts.registry import AdapterVersion, Registry
 from server.control import ControlLimits, build_control
 from server.engine.load import EngineLimits, build_engine
+from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
-from server.telemetry import Telemetry
 
 
 def build_server(settings: Settings, home: Home) -> Server:

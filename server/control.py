@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
 from server.audit import AuditLog
-from server.experiments import Experiments
-from server.feedback import Feedback
+from server.comparison.experiments import Experiments
+from server.comparison.feedback import Feedback
 from server.files import FileStore
 from server.jobs.child import child_environment
 from server.jobs.end import JobEnd

@@ -16,7 +16,7 @@ from server.names import parse_fine_tuned_model_id
 
 if TYPE_CHECKING:
     from artifacts.registry import AdapterVersion, Registry
-    from server.experiments import Experiments
+    from server.comparison.experiments import Experiments
 
 BASE = "base"  # what the base is called where adapters are listed: headers, statistics
 

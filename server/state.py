@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from server.answers.token_text import TokenText
 from server.engine.request import Delta, EngineStats, GenerationRequest
-from server.memory import MemoryMeter
+from server.reporting.memory import MemoryMeter
 from server.settings import Settings
-from server.token_text import TokenText
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from artifacts.registry import AdapterVersion, Registry
     from server.adapters import AdapterService
     from server.audit import AuditLog
+    from server.comparison.experiments import Experiments
+    from server.comparison.feedback import Feedback
     from server.control import Control
-    from server.experiments import Experiments
-    from server.feedback import Feedback
     from server.files import FileStore
     from server.jobs.runner import JobRunner
-    from server.telemetry import Telemetry
+    from server.reporting.telemetry import Telemetry
 
 
 class AnswerStream(Protocol):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.answers.generation import accept
+from server.answers.prompts import completion_work
+from server.answers.schemas import CompletionRequest
+from server.answers.streaming import AnswerEvents, answer_whole
+from server.answers.wire import CompletionWire
 from server.deps import Infer, ServerDep
-from server.generation import accept
-from server.prompts import completion_work
 from server.routes.openapi import ANSWERS
-from server.schemas import CompletionRequest
-from server.streaming import AnswerEvents, answer_whole
-from server.wire import CompletionWire
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from server.audit import who
+from server.comparison.experiments import MAX_ARMS, MAX_WEIGHT, Arm, Experiment
 from server.deps import Admin, ServerDep
-from server.experiments import MAX_ARMS, MAX_WEIGHT, Arm, Experiment
 from server.fields import StrictBody, Text
 from server.names import check_adapter_name
 from server.resolve import resolve_fixed

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import Field
 
+from server.comparison.feedback import MAX_COMMENT
 from server.deps import Infer, ServerDep
-from server.feedback import MAX_COMMENT
 from server.fields import StrictBody, Text
 from server.routes.openapi import ERRORS, error
 

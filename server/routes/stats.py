@@ -10,8 +10,8 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.deps import Admin, Infer, ServerDep
+from server.reporting.telemetry import MAX_WINDOW_S
 from server.state import Server
-from server.telemetry import MAX_WINDOW_S
 
 router = APIRouter(tags=["operations"])
 

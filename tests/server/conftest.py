@@ -23,11 +23,11 @@ from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion, Registry
 from server.app import create_app
 from server.audit import AuditLog
-from server.experiments import Experiments
-from server.feedback import Feedback
+from server.comparison.experiments import Experiments
+from server.comparison.feedback import Feedback
+from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
-from server.telemetry import Telemetry
 from tests.server.fakes import FakeAdapters, FakeBase, FakeEngine, FakeRenderer
 
 Publish = Callable[[str], AdapterVersion]

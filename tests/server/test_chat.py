@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.answers.generation import merge
 from server.engine.request import Delta
-from server.generation import merge
 from server.state import Server
 from tests.server.conftest import Publish, wait_until
 from tests.server.fakes import FIRST_ID, FakeEngine

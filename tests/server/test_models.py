@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 
-from server.experiments import Arm
+from server.comparison.experiments import Arm
 from server.state import Server
 from tests.server.conftest import Publish
 

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.memory import MemoryMeter
+from server.reporting.memory import MemoryMeter
 from server.state import Server
 from tests.server.conftest import Publish
 from tests.server.fakes import FakeEngine
@@ -107,7 +107,7 @@ def test_the_memory_peak_is_seen_and_can_be_reset() -> None:
 def test_where_the_kernel_refuses_the_reset_the_looks_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("server.memory._CLEAR_REFS", Path("/nowhere/refs"))
+    monkeypatch.setattr("server.reporting.memory._CLEAR_REFS", Path("/nowhere/refs"))
     meter = MemoryMeter()
     meter.reset()
     assert meter.rss_peak_bytes() >= meter.rss_bytes() * 0.9

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server.sketch import RELATIVE_ERROR, DurationSketch
+from server.reporting.sketch import RELATIVE_ERROR, DurationSketch
 
 
 def exact(values: list[float], q: float) -> float:

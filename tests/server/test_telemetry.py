@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.engine.request import Timing
-from server.telemetry import OTHER, Telemetry
+from server.reporting.telemetry import OTHER, Telemetry
 
 
 class Clock:

@@ -10,7 +10,7 @@ import pytest
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
-from server.experiments import Arm, Experiments
+from server.comparison.experiments import Arm, Experiments
 
 ARMS = [Arm("shop@1", 70), Arm("shop@2", 30)]
 SUBJECTS = [f"user-{number}" for number in range(2_000)]

@@ -9,8 +9,8 @@ from sqlalchemy import func, select
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
-from server import feedback as module
-from server.feedback import Feedback
+from server.comparison import feedback as module
+from server.comparison.feedback import Feedback
 from server.tables import AnswerRow, FeedbackRow
 
 

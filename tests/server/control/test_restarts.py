@@ -132,3 +132,17 @@ async def test_an_unrecorded_orphan_is_found(make_control: MakeControl) -> None:
         await reach(second, job, "interrupted")
         with pytest.raises((psutil.NoSuchProcess, AssertionError)):
             assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+async def test_what_a_crash_left_of_an_ended_job_is_removed(
+    make_control: MakeControl, home: Home
+) -> None:
+    async with running(make_control(max_running_jobs=0)) as control:
+        job = await submit(control, *GOOD)
+        await control.jobs.cancel(job.id)
+    folder = home.jobs / job.id
+    (folder / "work" / "checkpoint-3").mkdir(parents=True)
+    (folder / "train.log").touch()
+    async with running(make_control()) as control:
+        await reach(control, await submit(control, *GOOD), "succeeded")
+        assert [path.name for path in folder.iterdir()] == ["train.log"]

@@ -8,7 +8,7 @@ import math
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.split import SPACE, Segment, lay_out, locate, point_of, quotas
+from server.comparison.split import SPACE, Segment, lay_out, locate, point_of, quotas
 
 weights = st.dictionaries(
     st.sampled_from([f"shop@{number}" for number in range(1, 8)]),

@@ -1,4 +1,4 @@
-"""/metrics: what ``server.telemetry`` and the engine know, under the names that vLLM gave them.
+"""/metrics: what ``reporting.telemetry`` and the engine know, under the names vLLM gave them.
 
 Gateways route by some of these names. Values are read when asked for, so a request pays nothing;
 the number of label values is bounded by the telemetry itself.
@@ -18,9 +18,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from server.reporting.telemetry import Tally
 from server.resolve import BASE
 from server.state import Server
-from server.telemetry import Tally
 
 _TTFT_BOUNDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),

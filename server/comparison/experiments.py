@@ -2,7 +2,7 @@
 
 An arm's ``model`` is always explicit (``name@3`` or the base id): whoever stores an experiment
 has resolved aliases first, so moving an alias never changes a running experiment. The same subject
-meets the same arm until a re-weighting must move it (``server.split``).
+meets the same arm until a re-weighting must move it (``server.comparison.split``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
-from server.split import SPACE, Segment, lay_out, locate, point_of, quotas
+from server.comparison.split import SPACE, Segment, lay_out, locate, point_of, quotas
 from server.tables import ExperimentRow
 
 MAX_ARMS = 16

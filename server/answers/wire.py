@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from server.answers.generation import Answer
+from server.answers.token_text import TokenText
 from server.engine.request import Delta, TokenLogprob
-from server.generation import Answer
-from server.token_text import TokenText
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's own floor

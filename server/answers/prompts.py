@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from server.answers.generation import Work, check_capacity
+from server.answers.schemas import ChatRequest, CompletionRequest, SamplingFields
 from server.engine.request import SamplingParams
 from server.errors import ApiError
-from server.generation import Work, check_capacity
 from server.resolve import Target, resolve
-from server.schemas import ChatRequest, CompletionRequest, SamplingFields
 from server.state import Server
 
 INLINE_CHARACTERS = 4_000  # about 1 ms of tokenising; a thread costs a tenth of that

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import ApiError
+from server.reporting.telemetry import RequestTimer
 from server.resolve import Target, fingerprint
 from server.state import AnswerStream, Lifecycle, Server
-from server.telemetry import RequestTimer
 
 log = logging.getLogger("loraloop.server")
 

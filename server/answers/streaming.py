@@ -18,10 +18,10 @@ from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
+from server.answers.generation import Answer
+from server.answers.wire import DONE, Choice, Chunks, Wire, body, encode
 from server.engine.request import Delta
 from server.errors import ApiError
-from server.generation import Answer
-from server.wire import DONE, Choice, Chunks, Wire, body, encode
 
 log = logging.getLogger("loraloop.server")
 

@@ -3,7 +3,7 @@
 TTFT runs from the receipt of the request to its first token, empty text or not; ITL is the time
 between tokens as they become available to be sent. Everything is kept twice: since start (or the
 last reset), and in slots of ten seconds for sliding windows of up to 15 minutes. Percentiles are
-right to 1 % (``server.sketch``). At most MAX_SERIES adapters and arms are told apart; the ones
+right to 1 % (``reporting.sketch``). At most MAX_SERIES adapters and arms are told apart; the ones
 unused for longest are added to OTHER.
 
 All calls come from the event loop.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from server.engine.request import Timing
-from server.sketch import DurationSketch
+from server.reporting.sketch import DurationSketch
 
 SLOT_S = 10.0
 NUM_SLOTS = 90

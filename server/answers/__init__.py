@@ -1,0 +1,1 @@
+"""From a validated body to the bytes of an answer: prompts, generation, wire format, streaming."""

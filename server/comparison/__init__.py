@@ -1,0 +1,1 @@
+"""Which version is better: experiments, their sticky split, and feedback on answers."""
