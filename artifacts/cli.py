@@ -22,7 +22,8 @@ from artifacts.names import LATEST, AdapterRef, parse_ref
 from artifacts.registry import AdapterVersion, Registry
 
 SHAPE_HELP = (
-    "deepseek-llm-7b, qwen2.5-0.5b, qwen2.5-1.5b, llama-3.2-1b, tiny-llama, tiny-qwen2, tiny-qwen3"
+    "deepseek-llm-7b, qwen2.5-0.5b, qwen2.5-1.5b, llama-3.2-1b, tiny-llama, tiny-mistral, "
+    "tiny-qwen2, tiny-qwen3"
 )
 
 adapters_app = typer.Typer(

@@ -18,6 +18,7 @@ from artifacts.errors import Conflict, InvalidInput
 from artifacts.safe_write import publish_folder, write_json
 
 MAX_SHARD_BYTES = 1 << 30
+PIECE = 1 << 24  # weights drawn at once
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -97,6 +98,7 @@ SHAPES: Mapping[str, dict[str, Any]] = {
     },
     "tiny-llama": _TINY | {"model_type": "llama", "num_hidden_layers": 3},
     "tiny-qwen2": _TINY | {"model_type": "qwen2", "tie_word_embeddings": True},
+    "tiny-mistral": _TINY | {"model_type": "mistral", "sliding_window": None},
     "tiny-qwen3": _TINY | {"model_type": "qwen3", "head_dim": 32},  # heads wider than hidden_size
 }
 
@@ -209,7 +211,9 @@ def _random(config: Any, name: str, shape: tuple[int, ...], seed: int, dtype: st
 
     digest = hashlib.sha256(json.dumps([seed, name]).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    values = torch.randn(shape, generator=generator) * config.initializer_range
-    if len(shape) == 1 and name.endswith("weight"):
-        values += 1
-    return values.to(getattr(torch, dtype))
+    mean = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
+    result = torch.empty(shape, dtype=getattr(torch, dtype))
+    for piece in result.view(-1).split(PIECE):  # the float32 draw of a 7B's embedding is 1.7 GB
+        drawn = torch.randn(piece.shape, generator=generator)
+        piece.copy_(drawn.mul_(config.initializer_range).add_(mean))
+    return result

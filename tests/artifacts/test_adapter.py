@@ -346,7 +346,7 @@ def test_an_adapter_must_fit_the_base(tmp_path: Path, shapes: dict[str, tuple[in
     assert reason(lambda: check_adapter(head, shapes, max_rank=2)) == "unsupported_feature"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_linear_shapes_are_those_of_transformers(tiny_base: TinyBase, family: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -56,7 +56,7 @@ def test_the_default_is_the_embedded_base() -> None:
     assert len(specials) >= 64
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_tokenizers_are_as_their_file_says(tiny_base: TinyBase, family: str) -> None:
     """transformers' AutoTokenizer would rebuild qwen2's."""
     ids = open_tokenizer(EMBEDDED_BASE)("订单 12, it's <|end|>", add_special_tokens=False).input_ids
@@ -240,7 +240,7 @@ def test_random_bases_depend_on_seed_and_name_only(tmp_path: Path) -> None:
     assert {tensor.dtype for _, tensor in iter_tensors(one)} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_random_bases_load_whole_and_run(tiny_base: TinyBase, family: str) -> None:
     base = open_base(tiny_base(family))
     model = load_transformers_model(base, "float32")

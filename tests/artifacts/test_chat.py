@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,33 @@ def test_what_deepseeks_template_would_drop_is_refused(
             renderer.render_prompt(messages)
     with pytest.raises(InvalidChat, match="tools"):
         renderer.render_prompt([USER], tools=[{"type": "function", "function": {"name": "f"}}])
+
+
+def test_reasoning_that_is_dropped_beside_tool_calls_only_is_refused_there() -> None:
+    tokenizer = tokenizer_of("qwen")
+    tokenizer.chat_template = QWEN.replace(
+        "{{ m.content }}", "{{ '' if m.tool_calls else m.reasoning_content }}{{ m.content }}"
+    )
+    renderer = ChatRenderer(tokenizer)
+    reply = {"role": "assistant", "content": "x", "reasoning_content": "because"}
+    assert "because" in renderer.render_text([USER, reply])
+    with pytest.raises(InvalidChat, match="reasoning_content"):
+        renderer.render_text([USER, reply | {"tool_calls": [CALL]}])
+    # of earlier turns many templates drop it by design
+    assert renderer.render_prompt([USER, reply | {"tool_calls": [CALL]}, USER])
+
+
+def test_prompts_render_from_many_threads_while_others_decode(embedded: ChatRenderer) -> None:
+    messages = conversation([("订单 <|end|> 在哪里？", "在路上。")], "s")
+    ids = embedded.render_prompt(messages)
+
+    def work(turn: int) -> bool:
+        if turn % 2:
+            return "在路上" in decode(embedded, ids)
+        return embedded.render_prompt(messages) == ids
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(400)))
 
 
 def test_a_base_without_template_cannot_chat() -> None:
