@@ -148,3 +148,16 @@ def test_every_make_verb_that_is_mentioned_exists() -> None:
     pages = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for verb in set(re.findall(r"`?make ([a-z]+)\b(?=[ `\n])", pages)):
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE) or verb in ("and",), verb
+
+
+def test_every_error_code_in_the_table_is_raised_somewhere() -> None:
+    table = README.split("## Errors", 1)[1].split("## ", 1)[0]
+    rows = [line for line in table.splitlines() if re.match(r"\| \d", line)]
+    codes = {code for row in rows for code in re.findall(r"`([a-z_]+)`", row.split("|")[2])}
+    assert len(codes) > 10
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("artifacts", "server")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    assert not [code for code in codes if f'"{code}"' not in source]
