@@ -132,8 +132,8 @@ class ChatRenderer:
         if self._fast is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False))
         # Not through tokenizer(...): that sets options on the shared backend at each call, which
-        # fails while another thread decodes.
-        return list(self._fast.encode(text, add_special_tokens=False).ids)
+        # fails while another thread decodes. encode_batch_fast, not encode, lets other threads run.
+        return list(self._fast.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
     def _encode_pieces(self, pieces: Sequence[str]) -> list[int]:
         return self._encode(pieces[0]) + self._encode_rest(pieces[1:])

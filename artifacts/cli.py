@@ -1,6 +1,7 @@
 """``loraloop adapters …`` and ``loraloop init-base``: options in, one function call, tables out.
 
-Every error that we raise on purpose becomes one line on stderr and exit code 1.
+Every error that we raise on purpose becomes one line on stderr and exit code 1. Whatever takes long
+to import comes in with the command that needs it: ``loraloop --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from artifacts.database import Database
 from artifacts.errors import Corrupt, InvalidName, LoraloopError
 from artifacts.home import Home
 from artifacts.names import LATEST, AdapterRef, parse_ref
-from artifacts.registry import AdapterVersion, Registry
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from artifacts.registry import AdapterVersion, Registry
 
 SHAPE_HELP = (
     "deepseek-llm-7b, qwen2.5-0.5b, qwen2.5-1.5b, llama-3.2-1b, tiny-llama, tiny-mistral, "
@@ -205,6 +207,9 @@ def _is_as_recorded(registry: Registry, version: AdapterVersion) -> bool:
 
 @contextmanager
 def _registry(home: Path | None) -> Iterator[Registry]:
+    from artifacts.database import Database
+    from artifacts.registry import Registry
+
     place = Home.open(home)
     database = Database(place.database_url)
     try:
@@ -240,6 +245,8 @@ def _summary(registry: Registry, version: AdapterVersion) -> dict[str, Any]:
 
 
 def _versions_table(rows: list[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
     table = Table("version", "aliases", "base", "origin")
     for heading in ("rank", "loss, base → adapter", "MB"):
         table.add_column(heading, justify="right")
@@ -262,6 +269,8 @@ def _versions_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _record_table(record: dict[str, Any]) -> Table:
+    from rich.table import Table
+
     table = Table(show_header=False, box=None)
     for key in ("id", *sorted(record.keys() - {"id"})):
         value = record[key]
@@ -273,7 +282,11 @@ def _record_table(record: dict[str, Any]) -> Table:
 
 def _print(table: Table) -> None:
     """As wide as the terminal; not cut when piped, where a program may read it."""
+    from rich.console import Console
+
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=200)
+        from rich.console import Console
+
+    console = Console(markup=False, highlight=False, width=200)
     console.print(table)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import StaticPool
 
@@ -35,13 +35,17 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self.url = make_url(url)
+            self._engine = _make_engine(self.url)
         except ArgumentError as error:
-            raise InvalidInput(
-                f"{url!r} is not a database URL; write sqlite:////path/registry.db or "
-                "postgresql+psycopg://user@host/name",
-                param="LORALOOP_DATABASE_URL",
+            raise _unusable(
+                f"{url.partition('@')[2] or url!r} is not a database URL; write "
+                "sqlite:////path/registry.db or postgresql+psycopg://user@host/name"
             ) from error
-        self._engine = _make_engine(url)
+        except ImportError as error:
+            raise _unusable(
+                f"the driver of {self.url.drivername} is not installed ({error.name}); install "
+                "it with pip, or use SQLite"
+            ) from error
         self._reading = self._engine.execution_options(**{READ_ONLY: True})
 
     @contextmanager
@@ -61,21 +65,33 @@ class Database:
             yield session
 
     def create_tables(self) -> None:
-        """Create whatever table is missing; two processes may do it at once."""
-        with self._engine.begin() as connection:
-            Table.metadata.create_all(connection)
+        """Create whatever table is missing; two processes may do it at once.
+
+        Raises InvalidInput if the database cannot be reached or is none.
+        """
+        try:
+            with self._engine.begin() as connection:
+                Table.metadata.create_all(connection)
+        except DatabaseError as error:
+            raise _unusable(
+                f"the database {self.url.render_as_string()} cannot be used: {error.orig}; "
+                "repair or restore it, or choose another place"
+            ) from error
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-def _make_engine(url: str) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
+def _unusable(message: str) -> InvalidInput:
+    return InvalidInput(message, param="LORALOOP_DATABASE_URL")
+
+
+def _make_engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
         engine = create_engine(url, pool_pre_ping=True)
         event.listen(engine, "begin", _begin_postgres)
         return engine
-    if parsed.database in (None, "", ":memory:"):
+    if url.database in (None, "", ":memory:"):
         # Each connection to :memory: would be a database of its own.
         engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
     else:

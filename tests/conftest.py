@@ -35,7 +35,7 @@ def home(tmp_path: Path) -> Home:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
-    """``tiny_base("llama" | "mistral" | "qwen2" | "qwen3")``: a folder with float32 random weights."""
+    """``tiny_base("llama" | "mistral" | "qwen2" | "qwen3")``: a folder, random float32 weights."""
     made: dict[str, Path] = {}
 
     def make(family: str) -> Path:

@@ -151,9 +151,26 @@ def test_constraints_hold(database: Database) -> None:
         session.execute(text("INSERT INTO adapter_aliases VALUES ('a', 'champion', 1)"))
 
 
-def test_a_url_that_is_none_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="database URL"):
-        Database("registry.db")
+def test_what_is_no_database_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    for url in ("registry.db", "nosuch://host/name"):
+        with pytest.raises(InvalidInput, match="database URL"):
+            Database(url)
+    (tmp_path / "text.db").write_text("not a database, but longer than a header " * 9)
+    for path in (tmp_path / "text.db", tmp_path / "none" / "x.db"):
+        with pytest.raises(InvalidInput, match="cannot be used") as caught:
+            Database(f"sqlite:///{path}").create_tables()
+        assert caught.value.param == "LORALOOP_DATABASE_URL"
+
+
+def test_a_missing_driver_is_named_and_no_password_shown() -> None:
+    try:
+        import psycopg  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    except ImportError:
+        with pytest.raises(InvalidInput, match="psycopg") as caught:
+            Database("postgresql+psycopg://user:secret@host/name")
+        assert "secret" not in str(caught.value)
+    else:
+        pytest.skip("psycopg is installed")
 
 
 def test_memory_database_is_one_database() -> None:
