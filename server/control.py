@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from artifacts.base import Base
     from artifacts.registry import Registry
     from server.settings import Settings
+
+log = logging.getLogger("loraloop.server")
 
 MIB = 1024 * 1024
 TRAINING = (sys.executable, "-m", "training")
@@ -81,7 +86,10 @@ class Control:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._flushing.clear()
-        await asyncio.to_thread(self.feedback.flush)
+        try:
+            await asyncio.to_thread(self.feedback.flush)
+        except SQLAlchemyError:  # must not keep the rest of the server from stopping in order
+            log.exception("the last answers were not recorded; feedback on them will be a 404")
 
 
 def build_control(

@@ -71,10 +71,13 @@ class JobEnd:
                 await self._move(job, "interrupted", message, level="warn", **finished_values())
 
     async def give_up(self, job: JobRow, folder: JobFolder, reason: str) -> None:
-        """End a job that our own code failed on."""
+        """End a job that our own code failed on.
+
+        The record goes first here: while the database fails, checkpoints must outlive the failure.
+        """
         version = await asyncio.to_thread(self._find_version, job, {})
+        await self._record_failure(job, JobError("internal", reason))
         await self._discard(folder, version)
-        await self._fail(job, folder, JobError("internal", reason))
 
     async def discard_files(self, folder: JobFolder) -> None:
         """Remove checkpoints of a job that will not run again."""
@@ -115,6 +118,9 @@ class JobEnd:
 
     async def _fail(self, job: JobRow, folder: JobFolder, error: JobError) -> None:
         await self._discard(folder, None)
+        await self._record_failure(job, error)
+
+    async def _record_failure(self, job: JobRow, error: JobError) -> None:
         stored = {"code": error.code, "message": error.message, "param": error.param}
         values = {**ended_values(), "error": stored}
         await self._move(job, "failed", error.message, level="error", **values)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from server.jobs.child import ProgressFile, TrainingChild, last_lines
 from server.jobs.events import EventRecorder
@@ -14,6 +17,8 @@ from server.jobs.folder import JobFolder
 from server.jobs.states import JobError, Outcome, Stopping, decide
 from server.jobs.store import JobStore
 from server.tables import JobRow
+
+log = logging.getLogger("loraloop.server")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,10 @@ class JobRun:
         """End the run; returns once its child is gone. The owner still has to conclude it."""
         if self._stopping != "cancel":  # whoever cancelled wants nothing kept
             self._stopping = why
-            await asyncio.to_thread(self._store.update, self.job.id, stopping=why)
+            try:
+                await asyncio.to_thread(self._store.update, self.job.id, stopping=why)
+            except SQLAlchemyError:  # only a crash of ours could forget the reason now
+                log.exception("job %s: could not record that it is to %s", self.job.id, why)
         if self._child is not None:
             await self._child.stop(grace_s)
 

@@ -311,3 +311,22 @@ def test_metrics_events_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Throttle().allows(1, 10)
     fast = Throttle()
     assert sum(fast.allows(step, None) for step in range(100)) == 1
+
+
+async def test_a_failure_of_our_own_ends_the_child_and_the_job(
+    make_control: MakeControl, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(make_control()) as control:
+        pids: list[int | None] = []
+
+        def fail(job_id: str, *_: Any, **__: Any) -> None:
+            pids.append(control.jobs.store.get(job_id).pid)
+            raise OSError("disk I/O error")
+
+        monkeypatch.setattr(control.jobs.store, "add_event", fail)
+        job = await reach(control, await submit(control, *ENDLESS), "failed")
+        assert job.error is not None
+        assert "OSError" in job.error["message"]
+        assert pids[0] is not None
+        assert not psutil.pid_exists(pids[0])
+        await until(lambda: left_of(home, job) == {"progress.jsonl", "train.log"})

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from artifacts.home import Home
 from artifacts.registry import Registry
@@ -61,6 +62,28 @@ async def test_a_stop_does_not_hang_on_a_deaf_child(make_control: MakeControl) -
         began = time.monotonic()
     assert time.monotonic() - began < 5
     assert control.jobs.store.get(job.id).status == "interrupted"
+
+
+async def test_a_broken_database_keeps_neither_child_nor_server_running(
+    make_control: MakeControl, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OperationalError("update", {}, Exception("disk I/O error"))
+
+    async with running(make_control()) as control:
+        job = await submit(control, *ENDLESS)
+        pid = (await reach(control, job, "running")).pid
+        assert pid is not None
+        with monkeypatch.context() as broken:
+            broken.setattr(control.jobs.store, "update", fail)
+            broken.setattr(control.jobs.store, "move", fail)
+            broken.setattr(control.feedback, "flush", fail)
+            await control.stop()
+        assert not psutil.pid_exists(pid)
+    assert (home.jobs / job.id / "work" / "checkpoint-7").exists()
+    async with running(make_control()) as control:
+        await reach(control, job, "interrupted")
+        assert (home.jobs / job.id / "work" / "checkpoint-7").exists()
 
 
 async def die(control: Control) -> None:
