@@ -52,7 +52,7 @@ def make_plan(config: TrainingConfig, base_config: Any, num_train: int, device: 
     total_steps = config.max_steps
     if total_steps is None:
         total_steps = math.ceil(config.epochs * steps_per_epoch)
-    default_eval_steps = max(1, round(total_steps / _EVALUATIONS_PER_RUN))
+    default_eval_steps = math.ceil(total_steps / _EVALUATIONS_PER_RUN)
     learning_rate = config.learning_rate
     if learning_rate is None:
         learning_rate = 5e-4 * (2000 / base_config.hidden_size) ** 0.78

@@ -1,0 +1,38 @@
+"""What a configuration leaves open, settled."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.config import parse_config
+from training.plan import make_plan
+
+
+def base(hidden_size: int = 2000) -> SimpleNamespace:
+    return SimpleNamespace(hidden_size=hidden_size, max_position_embeddings=4096)
+
+
+@given(num_train=st.integers(1, 3000), batch_size=st.integers(1, 32), epochs=st.floats(0.1, 9))
+def test_a_run_evaluates_at_most_eight_times(
+    num_train: int, batch_size: int, epochs: float
+) -> None:
+    """Counting the evaluation after the last step, which the trainer always adds."""
+    config = parse_config({"name": "a", "data": "x", "batch_size": batch_size, "epochs": epochs})
+    plan = make_plan(config, base(), num_train, "cpu")
+    assert plan.eval_steps is not None
+    assert 1 <= -(-plan.total_steps // plan.eval_steps) <= 8
+    assert plan.warmup_steps <= plan.total_steps
+
+
+@pytest.mark.parametrize(("hidden_size", "rate"), [(256, 2.5e-3), (2000, 5e-4), (4096, 2.9e-4)])
+def test_the_learning_rate_falls_with_the_width_of_the_base(hidden_size: int, rate: float) -> None:
+    config = parse_config({"name": "a", "data": "x"})
+    plan = make_plan(config, base(hidden_size), 100, "cuda")
+    assert plan.learning_rate == pytest.approx(rate, rel=0.02)
+    assert (plan.dtype, plan.max_length) == ("bfloat16", 2048)
+    twice = parse_config({"name": "a", "data": "x", "learning_rate_multiplier": 2})
+    assert make_plan(twice, base(hidden_size), 100, "cpu").learning_rate == 2 * plan.learning_rate
