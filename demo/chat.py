@@ -79,7 +79,12 @@ def ask_side_by_side(
 def side_by_side(streams: list[Stream], question: str) -> Group:
     """The question above its answers."""
     panels = [
-        Panel(Text(stream.text or " "), title=stream.version, width=46, title_align="left")
+        Panel(
+            Text(stream.text or " ", overflow="fold"),
+            title=stream.version,
+            width=46,
+            title_align="left",
+        )
         for stream in streams
     ]
     return Group(Text(f"“{question}”", style="italic"), Columns(panels))

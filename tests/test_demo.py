@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from demo import claims
+from demo.chat import Stream, side_by_side
 from demo.dataset import EXAMPLE, adapter_name, look_at
 from demo.jobs import Trained
 from demo.processes import DemoFailed, Process
@@ -161,6 +162,14 @@ def test_a_process_is_stopped_even_if_the_story_breaks(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), process:
         raise RuntimeError
     assert process.exit_code is not None
+
+
+def test_answers_without_spaces_are_shown_whole() -> None:
+    page = io.StringIO()
+    streams = [Stream("m", text="您的订单正在配送" * 12, version="tea@1")] * 2
+    Console(file=page, width=110).print(side_by_side(streams, "到哪里了？"))
+    assert page.getvalue().count("配") == 24
+    assert "…" not in page.getvalue()
 
 
 @pytest.mark.slow
