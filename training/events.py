@@ -85,6 +85,8 @@ class ProgressBar:
             "failed": self._failed,
             "interrupted": self._interrupted,
         }
+        if event["event"] in ("published", "failed", "interrupted"):
+            self._progress.stop()  # the outcome stands below the bar
         if event["event"] in say:
             say[event["event"]](event)
 

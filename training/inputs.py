@@ -14,6 +14,7 @@ from artifacts.home import Home
 from artifacts.registry import Registry
 from training.config import TrainingConfig
 from training.data.load import DataOptions, TrainingData, load_data
+from training.errors import InvalidConfig
 from training.plan import settle_max_length
 
 
@@ -32,6 +33,12 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
     registry = Registry(home, Database(home.database_url))
     base = open_base(config.base)
+    if base.template_hash is None:
+        raise InvalidConfig(
+            f"{base.id} has no chat template, so its rows cannot be rendered; take the chat model, "
+            "or put a chat_template.jinja beside its tokenizer",
+            param="base",
+        )
     options = DataOptions(
         max_length=settle_max_length(config, base.context_length),
         max_bad_rows=config.max_bad_rows,

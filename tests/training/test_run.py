@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,15 @@ def test_other_data_under_a_checkpoint_is_refused(settings: dict[str, Any]) -> N
     Path(settings["data"][0]).write_text(json.dumps(rows(41)), encoding="utf-8")
     with pytest.raises(InvalidConfig, match="data_hash"):
         train(settings, resume=True)
+
+
+def test_a_base_without_a_chat_template_is_refused_once(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    bare = shutil.copytree(settings["base"], tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    with pytest.raises(InvalidConfig, match="bare has no chat template"):
+        train(settings, base=str(bare))
 
 
 def test_more_length_than_context_is_refused(settings: dict[str, Any]) -> None:
