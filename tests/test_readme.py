@@ -1,100 +1,16 @@
-"""The README is true: its examples run against a real server, its tables list what exists."""
+"""What the README and the architecture page name, exists. The examples run in tests/live."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
-import pytest
 from typer.main import get_command
 
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DEFAULT_URL = "http://127.0.0.1:8000"
-BLOCK = re.compile(r"^```(bash|python) test\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder that looks like the repository to the examples, with a home of its own."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    return tmp_path
-
-
-@pytest.fixture
-def url(workplace: Path) -> Iterator[str]:
-    """A server on the embedded base, started from the workplace as `make run` does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {key: value for key, value in os.environ.items() if not key.startswith(PREFIX)}
-    env["PYTHONPATH"] = str(ROOT)
-    log = workplace / "server.log"
-    with log.open("wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "loraloop", "serve", "--port", str(port)],
-            cwd=workplace,
-            env=env,
-            stdout=stream,
-            stderr=stream,
-        )
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", server, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(60)
-
-
-def wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text(encoding="utf-8")
-        try:
-            if httpx.get(f"{url}/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"not ready: {log.read_text(encoding='utf-8')}")
-
-
-@pytest.mark.timeout(600)
-def test_every_example_runs_in_the_order_of_the_page(url: str, workplace: Path) -> None:
-    blocks = BLOCK.findall(README)
-    assert {language for language, _ in blocks} == {"bash", "python"}
-    if shutil.which("curl") is None:
-        pytest.skip("the examples need curl")
-    printed = ""
-    for language, text in blocks:
-        program = text.replace(DEFAULT_URL, url)
-        command = (
-            ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
-        )
-        done = subprocess.run(
-            [*command, program], cwd=workplace, capture_output=True, text=True, timeout=400
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        printed += done.stdout
-    for part in (
-        "loraloop-embedded",
-        "[DONE]",
-        "succeeded ft:",
-        "tea@2",
-        '"arms"',
-        '"deleted":true',
-    ):
-        assert part in printed, part
 
 
 def test_the_settings_table_lists_every_setting() -> None:
