@@ -29,8 +29,8 @@ EXIT_INTERRUPTED = 3
 
 def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"]) -> int:
     """Trains what ``config`` asks for; returns the exit code."""
-    # Before torch is loaded: OpenMP threads that wait must sleep. Spinning ones made a run on two
-    # busy cores four times slower (109 s against 28 s) and took the cores from the server.
+    # Before torch is loaded: OpenMP threads that wait must sleep. Spinning ones took the cores from
+    # everybody, the run included: 410 s instead of 28 s beside one busy process on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     stop = StopRequest()
     reporter = _reporter(progress, stop)
