@@ -1,14 +1,14 @@
 """Errors of everything that lies on disk. Each carries the value and the remedy in its text.
 
-    LoraloopError
-    ├── InvalidInput          the caller's value is wrong; nothing was changed
-    │   ├── InvalidName       a name outside [a-z0-9][a-z0-9._-]{0,63}, or a malformed reference
-    │   ├── InvalidChat       messages that the base's template cannot render faithfully
-    │   ├── InvalidData       training rows that cannot be used (file, line and reason of each)
-    │   └── AdapterRejected   the load gate refused an adapter (``reason`` is machine-readable)
-    ├── NotFound              no such base, adapter, version, alias or file
-    ├── Conflict              the request contradicts what is stored or running
-    └── Corrupt               stored bytes do not match their record
+LoraloopError
+├── InvalidInput          the caller's value is wrong; nothing was changed
+│   ├── InvalidName       a name outside [a-z0-9][a-z0-9._-]{0,63}, or a malformed reference
+│   ├── InvalidChat       messages that the base's template cannot render faithfully
+│   ├── InvalidData       training rows that cannot be used (file, line and reason of each)
+│   └── AdapterRejected   the load gate refused an adapter (``reason`` is machine-readable)
+├── NotFound              no such base, adapter, version, alias or file
+├── Conflict              the request contradicts what is stored or running
+└── Corrupt               stored bytes do not match their record
 """
 
 
