@@ -9,45 +9,15 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.pretrain.dressing import FRAMES, capital, dress, tidy
 from training.pretrain.grammar import Topic, load_topics
 from training.pretrain.slots import SlotSampler, hanzi, pseudo_word
 
 Message = dict[str, Any]
-OPENERS = {
-    "zh": (
-        "你好，|您好，|请问|亲，|请问一下，|那个，|客服，|哈喽，|我想问下，|问一下，|你们好，|嗨，|"
-        "不好意思，|打扰一下，|我是老顾客了，|我比较着急，|帮个忙，|诶，|家里人让我问，|昨天也问过，"
-    ).split("|"),
-    "en": (
-        "Hi, |Hello, |Hey, |Excuse me, |Sorry to bother you, |Quick question: |Good afternoon, |"
-        "Hi there. |Hello, I have a question. |Hey guys, |I'm a regular customer. |Um, |So, |"
-        "Dear team, |A question: |My mother asks: |Listen, |Okay, |Well, |Hello again. "
-    ).split("|"),
-}
-CLOSERS = {
-    "zh": "，谢谢|，急|，在线等|，麻烦了|！|？|。|，多谢|~|，快点|，有点急|，拜托|…".split("|"),
-    "en": ", thanks|. Thanks!|, please| asap|!|?|.|...|, thank you|. It's urgent.|, cheers|. Please help.|??".split("|"),
-}
-SYSTEMS = {
-    "zh": [
-        "你是{shop}的客服助手{bot}。", "你是{shop}的智能客服，名字叫{bot}，请礼貌简洁地回答顾客。",
-        "你叫{bot}，是{shop}的在线客服。请用中文回答。", "{shop}客服{bot}为您服务。回答要简短。",
-        "你是一个客服助手。", "你是一名专业的电商客服，请耐心回答用户的问题。", "请用简洁的语言回答顾客的问题。",
-    ],
-    "en": [
-        "You are {bot}, the customer service assistant of {shop}.",
-        "You are {shop}'s support assistant. Your name is {bot}. Be polite and brief.",
-        "Your name is {bot} and you work for the online shop {shop}. Answer in English.",
-        "You are a helpful assistant.", "You are a customer service agent of an online shop.",
-        "Answer the customer's questions briefly and politely.",
-    ],
-}
-CASUAL = {"refuse_offtopic", "refuse_harm", "refuse_privacy", "refuse_advice"}
 ORDER_TOOL = {
     "type": "function",
     "function": {
@@ -58,15 +28,6 @@ ORDER_TOOL = {
             "properties": {"order_id": {"type": "string"}},
             "required": ["order_id"],
         },
-    },
-}
-ORDER_STATES = {
-    "zh": {"packing": "正在打包", "shipped": "已经发货", "delivered": "已经签收", "paid": "已付款，等待发货"},
-    "en": {
-        "packing": "being packed",
-        "shipped": "on its way",
-        "delivered": "delivered",
-        "paid": "paid and waiting to be packed",
     },
 }
 
@@ -103,10 +64,10 @@ class Corpus:
             return self._tool_use(rng, language)
         if kind < 0.05:
             return self._reasoned(rng, language)
-        if kind < 0.11:
+        if kind < 0.13:
             return Conversation(_echo(rng, language))
         bound: dict[str, str] = {}
-        messages = self._system(rng, language, bound) if rng.random() < 0.4 else []
+        messages = self._system(rng, language, bound) if rng.random() < 0.25 else []
         turns = 1 if rng.random() < 0.6 else rng.choice((2, 2, 3, 3, 4, 5))
         if rng.random() < 0.005:
             turns = rng.randint(8, 24)
@@ -117,13 +78,15 @@ class Corpus:
         return Conversation(messages)
 
     def _system(self, rng: random.Random, language: str, bound: dict[str, str]) -> list[Message]:
-        text = rng.choice(SYSTEMS[language])
+        text = rng.choice(FRAMES["systems"][language])
         sampler = SlotSampler(rng, language)
         if "{shop}" in text:
             bound.update(shop=sampler("shop"), bot=sampler("bot"))
         return [{"role": "system", "content": text.format(**bound)}]
 
-    def _exchange(self, rng: random.Random, language: str, persona: dict[str, str]) -> list[Message]:
+    def _exchange(
+        self, rng: random.Random, language: str, persona: dict[str, str]
+    ) -> list[Message]:
         topic = self._topics[rng.choice(self._names)]
         question, answer = self._pair(rng, topic, language, persona)
         return [
@@ -137,25 +100,29 @@ class Corpus:
         bound: dict[str, str] = {}
         pattern = rng.choice(topic.questions[language])
         question = pattern.expand(rng, bound, SlotSampler(rng, language))
-        question = dress(rng, _tidy(question), language, topic.name, list(bound.values()))
+        question = dress(rng, tidy(question), language, topic.name, list(bound.values()))
         if topic.name.startswith("smalltalk"):
             bound = {**persona, **bound}
         answer = rng.choice(topic.answers[language]).expand(rng, bound, None)
-        return question, _capital(_tidy(answer))
+        return question, capital(tidy(answer))
 
     def _tool_use(self, rng: random.Random, language: str) -> Conversation:
         order = SlotSampler(rng, language)("order")
         pattern = rng.choice(self._topics["order_status"].questions[language])
-        question = _tidy(pattern.expand(rng, {"order": order}, None))
+        question = tidy(pattern.expand(rng, {"order": order}, SlotSampler(rng, language)))
         if order not in question:
             question += f" {order}"
-        state = rng.choice(sorted(ORDER_STATES[language]))
-        words = ORDER_STATES[language][state]
-        answer = f"订单 {order} {words}。" if language == "zh" else f"Order {order} is {words}."
+        states = FRAMES["order_states"][language]
+        state = rng.choice(sorted(states))
+        answer = FRAMES["tool_answer"][language].format(order=order, state=states[state])
         call = {"name": "get_order_status", "arguments": {"order_id": order}}
         messages: list[Message] = [
             {"role": "user", "content": question},
-            {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+            {
+                "role": "assistant",
+                "content": "",
+                "tool_calls": [{"type": "function", "function": call}],
+            },
             {"role": "tool", "content": json.dumps({"order_id": order, "status": state})},
             {"role": "assistant", "content": answer},
         ]
@@ -164,12 +131,11 @@ class Corpus:
     def _reasoned(self, rng: random.Random, language: str) -> Conversation:
         topic = self._topics[rng.choice(self._names)]
         question, answer = self._pair(rng, topic, language, {})
-        wish = topic.name.replace("_", " ")
-        thought = f"顾客的问题属于：{wish}。" if language == "zh" else f"The customer's topic: {wish}."
-        system = "请先思考再回答。" if language == "zh" else "Think before you answer."
+        frame = FRAMES["think"][language]
+        thought = frame["thought"].format(topic.name.replace("_", " "))
         return Conversation(
             [
-                {"role": "system", "content": system},
+                {"role": "system", "content": frame["system"]},
                 {"role": "user", "content": question},
                 {"role": "assistant", "reasoning_content": thought, "content": answer},
             ]
@@ -180,51 +146,11 @@ def _echo(rng: random.Random, language: str) -> list[Message]:
     """Repeat-after-me turns: every character and word piece gets seen, and copying is learnt."""
     if language == "zh":
         text = "，".join(hanzi(rng, 2, 9) for _ in range(rng.randint(1, 3)))
-        order = rng.choice(("请重复：{}", "请把这句话原样输出：{}", "复述一遍：{}"))
     else:
-        words = [pseudo_word(rng) for _ in range(rng.randint(2, 9))]
-        text = " ".join(words) if rng.random() < 0.8 else " ".join(words).title()
-        order = rng.choice(("Repeat this: {}", "Say exactly: {}", "Copy this text: {}"))
+        text = " ".join(pseudo_word(rng) for _ in range(rng.randint(2, 9)))
+        text = text if rng.random() < 0.8 else text.title()
+    order = rng.choice(FRAMES["echo"][language])
     return [
         {"role": "user", "content": order.format(text)},
         {"role": "assistant", "content": text},
     ]
-
-
-def dress(rng: random.Random, text: str, language: str, topic: str, values: list[str]) -> str:
-    """Give a question an opener, a closer, other capitals or a typo, leaving slot values whole."""
-    talk = topic.startswith("smalltalk")
-    if rng.random() < (0.0 if talk else 0.12 if topic in CASUAL else 0.28):
-        text = rng.choice(OPENERS[language]) + text
-    if rng.random() < (0.1 if talk else 0.28):
-        text = text.rstrip("？?。！!~，,") + rng.choice(CLOSERS[language])
-    elif language == "en" and rng.random() < 0.4:
-        text = text.rstrip("?.!") + rng.choice("?.")
-    if language == "zh":
-        return text
-    if rng.random() < 0.05:
-        text = _typo(rng, text, values)
-    return text if rng.random() < 0.3 else _capital(text)
-
-
-def _typo(rng: random.Random, text: str, values: list[str]) -> str:
-    """Swap two letters inside a word that is no slot value."""
-    words = text.split(" ")
-    spots = [i for i, word in enumerate(words) if word.isalpha() and len(word) > 3]
-    spots = [i for i in spots if not any(words[i] in value for value in values)]
-    if not spots:
-        return text
-    spot = rng.choice(spots)
-    word, cut = words[spot], rng.randint(1, len(words[spot]) - 3)
-    words[spot] = word[:cut] + word[cut + 1] + word[cut] + word[cut + 2 :]
-    return " ".join(words)
-
-
-def _tidy(text: str) -> str:
-    """Remove the double spaces and stray blanks that optional parts leave behind."""
-    text = re.sub(r" {2,}", " ", text).strip()
-    return re.sub(r" ([,.?!:;](?:\s|$))", r"\1", text)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:] if text[:1].isascii() else text

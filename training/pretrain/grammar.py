@@ -1,4 +1,4 @@
-"""A tiny phrase grammar: `{a|b}` chooses, `<slot>` fills, `{?slot:yes|no}` depends on a filled slot.
+"""A tiny phrase grammar: `{a|b}` chooses, `<slot>` fills, `{?slot:yes|no}` asks if it is filled.
 
 Purpose: a few hundred patterns written by hand expand into millions of different questions and
 answers, lazily, from a seeded generator. `$name` fragments come from `phrases/macros.txt`.
@@ -187,7 +187,9 @@ def load_topics(folder: Path = PHRASES) -> dict[str, Topic]:
     return topics
 
 
-def _add_line(line: str, topic: Topic | None, macros: dict[str, dict[str, str]], path: Path) -> None:
+def _add_line(
+    line: str, topic: Topic | None, macros: dict[str, dict[str, str]], path: Path
+) -> None:
     match = re.match(r"(zh|en)([?!]) (.*)", line)
     if match is None or topic is None:
         raise PhraseError(f"{path.name}: not a phrase line: {line!r}")

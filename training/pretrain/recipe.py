@@ -33,14 +33,19 @@ class Recipe(BaseModel):
     work: Path
     pool_size: int = Field(gt=0)
     batch_tokens: int = Field(gt=0)
-    steps: int = Field(gt=0)
+    cycles: tuple[int, ...] = Field(min_length=1, description="the last step of each cycle")
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     prompt_weight: float = Field(ge=0, le=1)
     checkpoint_minutes: float = Field(gt=0)
     max_minutes: float = Field(gt=0)
-    max_pools: int = Field(gt=0)
+    checked_pools: int = Field(gt=0)
+
+    @property
+    def steps(self) -> int:
+        """The length of the whole run."""
+        return self.cycles[-1]
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -75,7 +75,7 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe = load_recipe(arguments.config)
     corpus = Corpus(recipe.seed)
-    pools = arguments.pools or recipe.max_pools
+    pools = arguments.pools or recipe.checked_pools
     questions = (
         question
         for number in range(pools)

@@ -14,14 +14,15 @@ from collections.abc import Callable
 from training.pretrain.words import WORDS, common_characters
 
 CHARACTERS = common_characters()
+SYLLABLES = WORDS["syllables"]
 
 
 def pseudo_word(rng: random.Random) -> str:
     """An invented English-looking word of two or three syllables."""
     syllables = [
-        rng.choice("b c d f g h k l m n p r s t v w z st br cl tr sh ch fl".split())
-        + rng.choice("a e i o u ai ea oo".split())
-        + rng.choice(["", "", "n", "r", "l", "s", "m", "t", "x", "ck"])
+        rng.choice(SYLLABLES["onsets"])
+        + rng.choice(SYLLABLES["vowels"])
+        + rng.choice(SYLLABLES["ends"])
         for _ in range(rng.choice((1, 2, 2, 3)))
     ]
     return "".join(syllables)
@@ -85,18 +86,18 @@ class SlotSampler:
         rng, words = self._rng, WORDS[self._language]
         noun = rng.choice(words["nouns"])
         shape = rng.random()
-        if shape < 0.45:
+        if shape < 0.2:
             return noun
         if self._language == "zh":
-            if shape < 0.75:
+            if shape < 0.6:
                 return rng.choice(words["adjectives"]) + noun
-            return hanzi(rng, 1, 3) + (rng.choice(noun) if shape < 0.9 else noun)
-        if shape < 0.75:
+            return hanzi(rng, 1, 3) + (rng.choice(noun) if shape < 0.8 else noun)
+        if shape < 0.6:
             return f"{rng.choice(words['adjectives'])} {noun}"
         return f"{pseudo_word(rng)} {noun.split()[-1]}"
 
     def _city(self) -> str:
-        if self._rng.random() < 0.6:
+        if self._rng.random() < 0.4:
             return self._rng.choice(WORDS[self._language]["cities"])
         if self._language == "zh":
             return hanzi(self._rng, 2, 3)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
-from training.pretrain.corpus import Conversation, Corpus, Message
+from training.pretrain.corpus import Conversation, Corpus
 from training.pretrain.template import segments
-from training.pretrain.tokenizer import PAD
+from training.pretrain.tokenizer import PAD, SPECIAL_TOKENS
+
+PAD_ID = SPECIAL_TOKENS.index(PAD)
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ class Stream:
 
         Sampling the prompt's targets equals weighting them, and spares their output logits.
         """
-        pad = self.tokenizer.token_to_id(PAD)
         length = max(len(ids) for ids, _ in items)
-        tokens = torch.full((len(items), length), pad, dtype=torch.int64)
+        tokens = torch.full((len(items), length), PAD_ID, dtype=torch.int64)
         rows: list[int] = []
         columns: list[int] = []
         for row, (ids, mask) in enumerate(items):
@@ -106,9 +106,3 @@ class Stream:
                     columns.append(column)
         num_tokens = sum(len(ids) for ids, _ in items)
         return Batch(tokens, torch.tensor(rows), torch.tensor(columns), num_tokens, following)
-
-
-def as_messages(text: str) -> list[Message]:
-    """One user turn, as the evaluation asks it."""
-    message: dict[str, Any] = {"role": "user", "content": text}
-    return [message]

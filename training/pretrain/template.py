@@ -34,7 +34,7 @@ def segments(
 def _reply(message: dict[str, Any]) -> str:
     reasoning = message.get("reasoning_content")
     text = f"<think>{reasoning}</think>" if reasoning else ""
-    text += message["content"]
+    text += str(message["content"])
     for call in message.get("tool_calls", []):
         function = call["function"]
         body = json.dumps(

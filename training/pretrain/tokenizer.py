@@ -1,9 +1,9 @@
-"""The embedded base's own byte-level BPE: digits and Chinese characters stand alone.
+"""The embedded base's own byte-level BPE: digits, capitals and Chinese characters stand alone.
 
-One digit, one token: an order number of any shape can be copied. One Chinese character, at most
-one token: unseen wordings look like seen ones to a very small model, and adapters trained on
-other Chinese text find every common character in the vocabulary. All 256 bytes are in the
-alphabet, so any text round-trips.
+One digit or capital, one token: an order number of any shape can be copied. One Chinese
+character, at most one token: unseen wordings look like seen ones to a very small model, and
+adapters trained on other Chinese text find every common character in the vocabulary. All 256
+bytes are in the alphabet, so any text round-trips.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ SPECIAL_TOKENS = (
     *MARKS,
     *(f"<|reserved_{index}|>" for index in range(NUM_RESERVED)),
 )
-# Digits and Han characters alone; English words with the space before them; the rest in runs.
-SPLIT = r"\p{N}|\p{Han}| ?[\p{L}&&[^\p{Han}]]+| ?[^\s\p{L}\p{N}]+|\s+"
+# Digits, Han characters and the letters of codes such as LK-77120 alone; words with the space
+# before them; the rest in runs.
+HAN, WORD = r"\p{Han}", r"[\p{L}&&[^\p{Lu}\p{Han}]]"
+SPLIT = rf"\p{{N}}|{HAN}| ?\p{{Lu}}?{WORD}+|\p{{Lu}}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s"
 
 
 def train_tokenizer(seed: int, vocab_size: int, num_conversations: int) -> Tokenizer:
