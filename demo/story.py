@@ -70,8 +70,8 @@ def held_out_share(num_rows: int) -> float:
     return min(0.1, MAX_HELD_OUT_ROWS / num_rows)
 
 
-FIRST = Plan(epochs=3, max_steps=90)
-SECOND = Plan(epochs=5, max_steps=150)
+FIRST = Plan(epochs=4, max_steps=120)
+SECOND = Plan(epochs=6, max_steps=180)
 THIRD = Plan(epochs=1, max_steps=30)
 WEIGHTS = (70.0, 30.0)
 LOAD_WARM_UP_REQUESTS = 20  # answered before the hot load begins
