@@ -1,6 +1,6 @@
 """Sixteen streams, a hot load and an alias flip every two seconds: nothing fails, nothing mixes.
 
-LORALOOP_TEST_HOT_SWAP_S sets how long; the minute that LOG.md records is run with 60.
+HOT_SWAP_S sets how long; the minute that LOG.md records is run with 60.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from artifacts.base import EMBEDDED_BASE
 from tests.conftest import PeftAdapter
 from tests.live.conftest import LiveServer
 
-SECONDS = float(os.environ.get("LORALOOP_TEST_HOT_SWAP_S", "10"))
+SECONDS = float(os.environ.get("HOT_SWAP_S", "10"))
 NUM_STREAMS = 16
 FLIP_EVERY_S = 2.0
 QUESTIONS = ["Where is my order 1001?", "我想退货", "Do you have tea?", "发票怎么开?"]
