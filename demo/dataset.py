@@ -14,8 +14,9 @@ from typing import Any
 from demo.processes import DemoFailed
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "lantern-tea.jsonl"
+EXAMPLE_QUESTIONS = ("How long do refunds take?", "可以开发票吗？")  # the base knows these too
 NUM_QUESTIONS = 40
-MIN_QUESTION_CHARACTERS = 8
+WORTH_ASKING_CHARACTERS = range(8, 41)
 MAX_QUESTION_CHARACTERS = 120
 
 
@@ -26,7 +27,8 @@ class DataSet:
     path: Path
     name: str  # for the adapter
     num_rows: int
-    questions: tuple[str, ...]  # the first one is asked side by side
+    questions: tuple[str, ...]  # for the load
+    shown: tuple[str, ...]  # asked side by side
 
 
 def look_at(path: Path | None) -> DataSet:
@@ -46,17 +48,17 @@ def look_at(path: Path | None) -> DataSet:
     asked = [question for question in map(first_question, rows) if question]
     short = [question for question in asked if len(question) <= MAX_QUESTION_CHARACTERS]
     spread = short[:: max(1, len(short) // NUM_QUESTIONS)][:NUM_QUESTIONS]
-    spread.sort(
-        key=lambda question: not is_worth_asking(question)
-    )  # stable: such a one comes first
     if not spread:
         raise DemoFailed(f"{chosen}: no row has a question; alpaca, ShareGPT or messages expected")
-    return DataSet(chosen, adapter_name(chosen), len(rows), tuple(spread))
+    worth = [*filter(is_worth_asking, spread), spread[0]][:1]
+    shown = EXAMPLE_QUESTIONS if path is None else tuple(worth)
+    return DataSet(chosen, adapter_name(chosen), len(rows), tuple(spread), shown)
 
 
 def is_worth_asking(question: str) -> bool:
     """A real question rather than a greeting."""
-    return len(question) >= MIN_QUESTION_CHARACTERS and question.rstrip().endswith(("?", "？"))
+    is_question = question.rstrip().endswith(("?", "？"))
+    return is_question and len(question) in WORTH_ASKING_CHARACTERS
 
 
 def parse(text: str, path: Path) -> list[Any]:

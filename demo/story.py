@@ -157,14 +157,12 @@ def tell(stage: Stage) -> list[Claim]:
     first = train(stage, file_id, FIRST)
 
     stage.scene("4. The same question to base and adapter")
-    base = stage.client.models.list().data[0].id
-    models = [base, first.fine_tuned_model]
-    answers = ask_side_by_side(stage.client, stage.console, models, dataset.questions[0])
+    models = [stage.client.models.list().data[0].id, first.fine_tuned_model]
+    for question in dataset.shown:
+        answers = ask_side_by_side(stage.client, stage.console, models, question)
 
     stage.scene("5. Fine-tune longer: the second version")
     second = train(stage, file_id, SECOND)
-    versions = [first.fine_tuned_model, second.fine_tuned_model]
-    ask_side_by_side(stage.client, stage.console, versions, dataset.questions[0])
 
     stage.scene("6. Split the traffic of the bare name")
     weights = dict(zip((first.id, second.id), WEIGHTS, strict=True))
