@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from artifacts.adapter import LoraPair, LoraWeights
 
 
-MAX_WINDOWS = 8
+MAX_COPIES = 3  # of the rows in use, in the layout that the kernels read
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +114,30 @@ class GroupBank:
         """The products with a range of rows, in the form that is fastest on the device.
 
         Which ranges are in use changes with the mix of running adapters, much less often than
-        steps are taken; only the latest few are kept.
+        steps are taken. Each kept range is a copy, so together they hold a bounded number of rows:
+        room for every adapter alone, for all of them together, and for one mix before that.
         """
         key = (first_row, last_row)
-        window = self._windows.get(key)
+        window = self._windows.pop(key, None)
         if window is None:
-            if len(self._windows) >= MAX_WINDOWS:
-                self._windows.pop(next(iter(self._windows)))
             rows = slice(first_row, last_row)
             down = make_linear(self.a[:, rows].flatten(0, 1), None, "none")
             ups = [make_linear(b[rows].t(), None, "none") for b in self.b]
-            window = self._windows[key] = (down, ups)
+            window = (down, ups)
+            self._make_room(key)
+        self._windows[key] = window  # the latest use stands last
         return window
+
+    def _make_room(self, new: tuple[int, int]) -> None:
+        """Forget the ranges used longest ago until the new one fits."""
+        ranges = [*self._windows, new]
+        limit = MAX_COPIES * max(last for _, last in ranges)
+        total = sum(last - first for first, last in ranges)
+        for first, last in ranges:
+            if total <= limit:
+                return
+            self._windows.pop((first, last), None)
+            total -= last - first
 
 
 class AdapterBank:
