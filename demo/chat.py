@@ -72,6 +72,8 @@ def ask_side_by_side(
             live.update(side_by_side(streams, question))
             threads[0].join(0.05)
         live.update(side_by_side(streams, question))
+    if not console.is_terminal:
+        console.print()  # Live leaves its last line open there
     for stream in streams:
         if stream.error is not None:
             raise stream.error
