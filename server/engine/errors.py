@@ -7,6 +7,8 @@ EngineError
 ├── UnknownAdapter      no adapter with this key was added
 ├── AdapterInUse        removal without waiting, while requests still run on it
 ├── UnsupportedModel    the base's configuration asks for something the decoder does not have
+├── OutOfMemory         a step, an adapter or a base needs more memory than there is
+├── AdapterMemoryFull   host memory for adapters is used up by adapters in use
 └── NonFiniteLogits     a request's logits are NaN: only that request ends in error
 """
 
@@ -41,6 +43,14 @@ class AdapterInUse(EngineError):
 
 class UnsupportedModel(EngineError):
     """The base's configuration asks for something the decoder does not have."""
+
+
+class OutOfMemory(EngineError):
+    """A step, an adapter or a base needs more memory than there is; nothing was changed."""
+
+
+class AdapterMemoryFull(EngineError):
+    """Host memory for adapters is used up, and none of them can be forgotten now."""
 
 
 class NonFiniteLogits(EngineError):

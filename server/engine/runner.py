@@ -15,6 +15,7 @@ from torch import Tensor
 from server.engine.bank import AdapterBank, PackedAdapter, plan_segments
 from server.engine.cache import AttentionPlan, KVCache, PrefillSpan
 from server.engine.decoder import Decoder, PackedInput
+from server.engine.memory import memory_bound
 from server.engine.sampling import Sampled, sample
 from server.engine.scheduler import Chunk
 
@@ -29,7 +30,9 @@ class Runner(Protocol):
     def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Sampled | None]:
         """Run one step; per chunk the sampled token, None where the prompt goes on.
 
-        ``places`` are the bank rows of each chunk's adapter, None for the base.
+        ``places`` are the bank rows of each chunk's adapter, None for the base. Raises OutOfMemory
+        where memory ran out (`memory.memory_bound`), which the engine answers with a smaller step;
+        any other exception makes it look for the request that is to blame.
         """
         ...
 
@@ -67,7 +70,7 @@ class TorchRunner:
             range(len(chunks)), key=lambda i: (not chunks[i].is_decode, places[i] or (-1, 0))
         )
         packed = [chunks[i] for i in order]
-        with torch.inference_mode():
+        with memory_bound("computing a step"), torch.inference_mode():
             step = self._pack(packed, [places[i] for i in order])
             logits = self._decoder.forward(step, self._cache, self._bank)
             self.num_forward_passes += 1
@@ -80,7 +83,7 @@ class TorchRunner:
         return results
 
     def write_adapter(self, first_row: int, adapter: PackedAdapter) -> None:
-        with torch.inference_mode():
+        with memory_bound("filling an adapter's place"), torch.inference_mode():
             self._bank.write(first_row, adapter)
 
     def scrub(self, blocks: Rows[int]) -> None:
