@@ -29,6 +29,8 @@ class Answer:
     ttft_s: float | None = None  # set by the first token
     token_times_s: list[float] = field(default_factory=list)
     num_tokens: int = 0  # from usage; else the number of events with a token
+    num_prompt_tokens: int | None = None  # from usage only
+    is_counted: bool = False  # num_tokens is from usage
     finish_reason: str | None = None
     fingerprint: str | None = None
 
@@ -91,7 +93,8 @@ def add_event(answer: Answer, event: JSON, at_s: float) -> None:
             answer.finish_reason = choice["finish_reason"]
     usage = event.get("usage")
     if usage is not None:
-        answer.num_tokens = usage["completion_tokens"]
+        answer.num_tokens, answer.is_counted = usage["completion_tokens"], True
+        answer.num_prompt_tokens = usage.get("prompt_tokens")
 
 
 def has_token(delta: JSON) -> bool:
