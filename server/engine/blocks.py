@@ -54,9 +54,7 @@ class BlockPool:
         """Grow the block table to hold ``num_tokens`` more computed tokens."""
         for _ in range(self._missing(seq, num_tokens)):
             block, _ = self._free.popitem(last=False)
-            digest = self._hash_of.pop(block, None)
-            if digest is not None:
-                del self._block_of[digest]
+            self._forget(block)
             self._refs[block] = 1
             seq.block_table.append(block)
 
@@ -73,6 +71,16 @@ class BlockPool:
                 self._hash_of[block] = digest
         seq.num_published = num_full
 
+    def withdraw(self, seq: Sequence) -> list[int]:
+        """The blocks that only this sequence uses; nobody will find their content any more.
+
+        For a sequence that failed: what it wrote is not to be trusted, what it shares is.
+        """
+        own = [block for block in seq.block_table if self._refs[block] == 1]
+        for block in own:
+            self._forget(block)
+        return own
+
     def release(self, seq: Sequence) -> None:
         """Drop the sequence's references; its tail becomes the first to be reused."""
         for block in reversed(seq.block_table):
@@ -85,6 +93,11 @@ class BlockPool:
 
     def _missing(self, seq: Sequence, num_tokens: int) -> int:
         return self.blocks_for(seq.num_computed + num_tokens) - len(seq.block_table)
+
+    def _forget(self, block: int) -> None:
+        digest = self._hash_of.pop(block, None)
+        if digest is not None:
+            del self._block_of[digest]
 
     def _take(self, block: int) -> None:
         if self._refs[block] == 0:

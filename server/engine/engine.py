@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.engine.blocks import BlockPool
-from server.engine.errors import EngineClosed, EngineOverloaded, RequestTooLong
+from server.engine.errors import EngineClosed, EngineOverloaded, OutOfMemory, RequestTooLong
+from server.engine.execution import Execution, Outcome
 from server.engine.output import Decode, OutputText
 from server.engine.request import (
     Delta,
@@ -29,7 +30,7 @@ from server.engine.request import (
     TokenLogprob,
 )
 from server.engine.residency import AdapterResidency
-from server.engine.scheduler import Chunk, Scheduler, SchedulerLimits, is_end_token
+from server.engine.scheduler import Scheduler, SchedulerLimits, is_end_token
 from server.engine.sequence import Sequence
 from server.engine.slots import AdapterSlots
 from server.engine.stream import AnswerStream
@@ -38,12 +39,8 @@ if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
     from server.engine.bank import PackedAdapter
     from server.engine.runner import Runner
-    from server.engine.sampling import Sampled
 
 logger = logging.getLogger(__name__)
-
-Outcome = tuple[Chunk, "Sampled | Exception | None"]
-MAX_UNEXPLAINED_FAILURES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +59,11 @@ class EngineSpec:
     max_queue: int
     scheduler: SchedulerLimits
 
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest request: the context, or the whole KV cache if that is less."""
+        return min(self.max_model_len, self.num_blocks * self.block_size)
+
 
 class Engine:
     """Continuous batching over one base and its adapters.
@@ -69,6 +71,7 @@ class Engine:
     Args:
         decode: tokenizer's decoding, special tokens left out.
         pack: brings LoRA weights into the bank's layout.
+        clock: seconds, as ``time.perf_counter`` counts them.
     """
 
     def __init__(
@@ -77,17 +80,18 @@ class Engine:
         runner: Runner,
         decode: Decode,
         pack: Callable[[LoraWeights], PackedAdapter],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.spec = spec
+        self._clock = clock
         self._runner = runner
         self._decode = decode
         self._pack = pack
         self._blocks = BlockPool(spec.num_blocks, spec.block_size)
         slots = AdapterSlots(spec.max_resident_adapters, spec.num_adapter_rows)
         self._adapters = AdapterResidency(slots, runner.write_adapter)
-        self._scheduler = Scheduler(
-            spec.scheduler, self._blocks, self._adapters.pin, self._adapters.unpin
-        )
+        self._scheduler = Scheduler(spec.scheduler, self._blocks, self._adapters)
+        self._execution = Execution(runner, self._adapters.place, clock)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._open: dict[str, tuple[Sequence, AnswerStream]] = {}  # engine thread only
         self._num_open = 0  # event loop side: submitted and not yet ended
@@ -95,12 +99,12 @@ class Engine:
         self._is_closed = False
         self._is_idle = True
         self._num_steps = 0
-        self._num_unexplained = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def max_model_len(self) -> int:
-        return self.spec.max_model_len
+        """Tokens that a prompt and its answer may have together."""
+        return self.spec.capacity
 
     @property
     def max_rank(self) -> int:
@@ -132,7 +136,7 @@ class Engine:
         self._check_length(request)
         stream = AnswerStream(request.request_id, self.abort)
         output = OutputText(self._decode, request.sampling.stop)
-        seq = Sequence(request, output, time.perf_counter())
+        seq = Sequence(request, output, self._clock())
         with self._submit_lock:
             self._check_open()
             if self._num_open >= self.spec.scheduler.max_num_seqs + self.spec.max_queue:
@@ -153,14 +157,21 @@ class Engine:
 
     def _check_length(self, request: GenerationRequest) -> None:
         num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
-        capacity = min(self.spec.max_model_len, self.spec.num_blocks * self.spec.block_size)
+        spec = self.spec
         if num_prompt == 0:
             raise RequestTooLong("the prompt has no tokens")
-        if num_prompt + max_tokens > capacity:
-            raise RequestTooLong(
-                f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together "
-                f"{num_prompt + max_tokens}; the limit is {capacity}"
+        if num_prompt + max_tokens <= spec.capacity:
+            return
+        limit = f"the context is {spec.capacity} tokens"
+        if spec.capacity < spec.max_model_len:
+            limit = (
+                f"the KV cache holds {spec.capacity} tokens, less than the context of "
+                f"{spec.max_model_len} (raise kv_cache_tokens)"
             )
+        raise RequestTooLong(
+            f"the prompt has {num_prompt} tokens and max_tokens is {max_tokens}, together "
+            f"{num_prompt + max_tokens}; {limit}"
+        )
 
     # --- adapters -------------------------------------------------------------------------------
 
@@ -202,7 +213,10 @@ class Engine:
             pinned_adapters=self._adapters.pins(),
             num_steps=self._num_steps,
             num_forward_passes=self._runner.num_forward_passes,
-            is_healthy=not self._is_closed and self._num_unexplained < MAX_UNEXPLAINED_FAILURES,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_suspensions=self._scheduler.num_suspensions,
+            num_adapter_writes=self._adapters.num_writes,
+            is_healthy=not self._is_closed and self._execution.is_healthy,
         )
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -235,11 +249,14 @@ class Engine:
             self._end_all("abort", None)
 
     def _step(self) -> None:
-        chunks = self._scheduler.schedule(time.perf_counter())
+        self._adapters.begin_step(is_busy=bool(self._scheduler.running))
+        self._adapters.collect()
+        chunks = self._scheduler.schedule(self._clock())
+        self._publish(self._end_unplaceable())
         self._is_idle = not chunks
         if not chunks:
             return
-        outcomes = self._execute(chunks)
+        outcomes = self._execution.run(chunks)
         deltas = self._update(outcomes)
         self._num_steps += 1
         self._publish(deltas)
@@ -256,7 +273,6 @@ class Engine:
                 self._commands.get_nowait()()
             except queue.Empty:
                 break
-        self._adapters.collect()
 
     def _accept(self, seq: Sequence, stream: AnswerStream) -> None:
         self._open[seq.request.request_id] = (seq, stream)
@@ -267,51 +283,39 @@ class Engine:
             seq, stream = self._open[request_id]
             self._publish([(stream, self._end(seq, "abort"))])
 
-    def _execute(self, chunks: list[Chunk]) -> list[Outcome]:
-        """Run the step; if it fails, narrow the failure to the requests that cause it."""
-        try:
-            outcomes = self._run_chunks(chunks)
-        except Exception as error:  # whatever a kernel may raise
-            logger.warning("a step of %d chunks failed: %r", len(chunks), error)
-            outcomes = self._narrow(chunks)
-            num_culprits = sum(isinstance(result, Exception) for _, result in outcomes)
-            if num_culprits == 0 or 1 < num_culprits == len(chunks):
-                self._num_unexplained += 1
-        else:
-            self._num_unexplained = 0
-        return outcomes
-
-    def _narrow(self, chunks: list[Chunk]) -> list[Outcome]:
-        """Run failed chunks again in halves; whoever fails alone keeps the exception."""
-        try:
-            return self._run_chunks(chunks)
-        except Exception as error:
-            if len(chunks) == 1:
-                return [(chunks[0], error)]
-            half = len(chunks) // 2
-            return self._narrow(chunks[:half]) + self._narrow(chunks[half:])
-
-    def _run_chunks(self, chunks: list[Chunk]) -> list[Outcome]:
-        places = [self._adapters.place(c.seq.request.adapter) for c in chunks]
-        return list(zip(chunks, self._runner.execute(chunks, places), strict=True))
+    def _end_unplaceable(self) -> list[tuple[AnswerStream, Delta]]:
+        """Requests whose adapter could not be written into the bank."""
+        deltas = []
+        for seq, error in self._scheduler.failed:
+            _, stream = self._open[seq.request.request_id]
+            deltas.append((stream, self._end(seq, "error", error=_explain(error))))
+        self._scheduler.failed.clear()
+        return deltas
 
     def _update(self, outcomes: list[Outcome]) -> list[tuple[AnswerStream, Delta]]:
         deltas: list[tuple[AnswerStream, Delta]] = []
+        num_starved = sum(c.num_tokens for c, r in outcomes if isinstance(r, OutOfMemory))
         for chunk, result in outcomes:
+            if isinstance(result, OutOfMemory) and num_starved > 1:
+                continue  # tried again in a smaller step
             seq, stream = self._open[chunk.seq.request.request_id]
             if isinstance(result, Exception):
-                self._runner.scrub(seq.block_table)
+                self._runner.scrub(self._blocks.withdraw(seq))
                 deltas.append((stream, self._end(seq, "error", error=_explain(result))))
                 continue
             self._scheduler.update(chunk, None if result is None else result.token_id)
             if result is not None:
                 deltas.append((stream, self._advance(seq, result.logprob)))
+        if num_starved > 1:
+            self._scheduler.shrink(num_starved)
+        elif not num_starved:
+            self._scheduler.budget.note_good_step()
         return deltas
 
     def _advance(self, seq: Sequence, logprob: TokenLogprob | None) -> Delta:
         """Turn a sequence's newest token into text, and end the sequence where it ends."""
         if seq.first_token_at is None:
-            seq.first_token_at = time.perf_counter()
+            seq.first_token_at = self._clock()
         token, sampling = seq.token_ids[-1], seq.request.sampling
         logprobs = () if logprob is None else (logprob,)
         try:
@@ -349,7 +353,7 @@ class Engine:
             self._adapters.release(seq.request.adapter)
         with self._submit_lock:
             self._num_open -= 1
-        timing = seq.timing(time.perf_counter())
+        timing = seq.timing(self._clock())
         return Delta(seq.request.request_id, text, token_ids, logprobs, reason, error, timing)
 
     def _end_all(self, reason: FinishReason, error: str | None) -> None:

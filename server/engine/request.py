@@ -91,4 +91,7 @@ class EngineStats:
     pinned_adapters: dict[str, int] = field(default_factory=dict)  # content hash → running requests
     num_steps: int = 0
     num_forward_passes: int = 0
+    num_preemptions: int = 0  # for lack of KV blocks or memory
+    num_suspensions: int = 0  # for another adapter's turn in the bank
+    num_adapter_writes: int = 0  # into the bank
     is_healthy: bool = True

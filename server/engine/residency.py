@@ -3,11 +3,13 @@
 Three tiers: disk (not known here), host memory in the bank's layout (`add`), device bank (`pin`,
 `preload`). Counts of open requests are taken under a lock on the submitting thread, so a removal
 can never overtake a request that was accepted before it. Bank writes happen on the engine thread,
-between steps, into rows no running sequence uses.
+between steps, into rows no running sequence uses; while somebody's answer is running, at most one
+per step, so that a burst of new adapters delays nobody by more than one write.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -32,6 +34,9 @@ class AdapterResidency:
         self._users: Counter[str] = Counter()  # open requests per adapter, waiting ones included
         self._leaving: dict[str, Future[None]] = {}  # removed as soon as the last user ends
         self._preloads: list[tuple[str, Future[None]]] = []  # engine thread only
+        self._may_write = True  # in this step; engine thread only
+        self._is_busy = False  # somebody's answer is running; engine thread only
+        self.num_writes = 0
 
     # --- any thread -----------------------------------------------------------------------------
 
@@ -86,8 +91,16 @@ class AdapterResidency:
         """Bank rows of a pinned adapter, None for the base."""
         return None if key is None else self._slots.rows(key)
 
+    def begin_step(self, *, is_busy: bool) -> None:
+        """A new step, in which one adapter may be written, or any number if nobody is running."""
+        self._may_write, self._is_busy = True, is_busy
+
     def pin(self, key: str) -> bool:
-        """Make an adapter resident and hold it; False if the bank is full of pinned ones."""
+        """Make an adapter resident and hold it.
+
+        False if the bank is full of pinned ones or this step's write is spent. Raises what the
+        write raises; the adapter is then not resident.
+        """
         if not self._make_resident(key):
             return False
         self._slots.pin(key)
@@ -95,6 +108,17 @@ class AdapterResidency:
 
     def unpin(self, key: str) -> None:
         self._slots.unpin(key)
+
+    def can_place(self, key: str, giving_up: frozenset[str] = frozenset()) -> bool:
+        """Whether a place is free, idle, or would be if nobody held those in ``giving_up``."""
+        return key in self._slots or self._slots.can_place(self._host[key].num_rows, giving_up)
+
+    def prefetch(self, key: str, keep: frozenset[str]) -> bool:
+        """Make resident if that costs none of ``keep`` its place; True if no write is left."""
+        # An error is told by the `pin` to come, to the request that needs the adapter.
+        with contextlib.suppress(Exception):
+            self._make_resident(key, keep)
+        return not self._may_write
 
     def pins(self) -> dict[str, int]:
         return {k: n for k in self._slots.keys if (n := self._slots.num_pins(k))}
@@ -129,7 +153,13 @@ class AdapterResidency:
         for key, done in waiting:
             if key not in self._host:
                 done.set_exception(UnknownAdapter(f"adapter {key} is not loaded"))
-            elif self._make_resident(key):
+                continue
+            try:
+                is_resident = self._make_resident(key)
+            except Exception as error:  # whatever the write may raise; the bank is as before
+                done.set_exception(error)
+                continue
+            if is_resident:
                 done.set_result(None)
             else:
                 self._preloads.append((key, done))
@@ -143,12 +173,20 @@ class AdapterResidency:
         for future in futures:
             future.set_exception(error)
 
-    def _make_resident(self, key: str) -> bool:
+    def _make_resident(self, key: str, keep: frozenset[str] = frozenset()) -> bool:
         if key in self._slots:
             return True
+        if not self._may_write:
+            return False
         adapter = self._host[key]
-        row = self._slots.place(key, adapter.num_rows)
+        row = self._slots.place(key, adapter.num_rows, keep=keep)
         if row is None:
             return False
-        self._write(row, adapter)
+        self._may_write = not self._is_busy
+        self.num_writes += 1
+        try:
+            self._write(row, adapter)
+        except Exception:
+            self._slots.evict(key)  # half written: nobody may find it
+            raise
         return True

@@ -25,6 +25,8 @@ class Sequence:
     block_table: list[int] = field(default_factory=list)  # set by BlockPool
     num_published: int = 0  # full blocks already offered to the prefix cache; set by BlockPool
     block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, grown lazily
+    number: int = 0  # in order of arrival; set by Scheduler
+    suspended_at: float | None = None  # last, for another adapter's turn; set by Scheduler
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
 
@@ -49,10 +51,11 @@ class Sequence:
     def uniform(self) -> float:
         """The next draw from [0, 1): a pure function of the seed and the position.
 
-        Being stateless, it gives the same token again after a preemption or a repeated step.
+        Being stateless, it gives the same token again after a preemption or a repeated step. 48
+        bits leave room for rounding: a sum of probabilities times the draw stays below the sum.
         """
         key = f"{self.seed}:{self.num_generated}".encode()
-        return int.from_bytes(blake2b(key, digest_size=8).digest()[:7], "big") / (1 << 56)
+        return int.from_bytes(blake2b(key, digest_size=6).digest(), "big") / (1 << 48)
 
     def hash_blocks(self, block_size: int, num_blocks: int) -> list[bytes]:
         """Chained hashes of the first ``num_blocks`` full blocks, salted with the adapter's key.

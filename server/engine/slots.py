@@ -45,20 +45,26 @@ class AdapterSlots:
         resident = self._residents.get(key)
         return 0 if resident is None else resident.num_pins
 
-    def place(self, key: str, rank: int) -> int | None:
+    def place(self, key: str, rank: int, *, keep: frozenset[str] = frozenset()) -> int | None:
         """Find rows for a new adapter, evicting unpinned ones if needed; None if all are in use.
 
-        Returns the first row; the caller copies the weights there before the next step.
+        None of ``keep`` is evicted, and nobody is evicted in vain. Returns the first row; the
+        caller copies the weights there before the next step.
         """
-        while True:
-            row = self._lowest_gap(rank) if len(self._residents) < self.max_adapters else None
-            if row is not None:
-                self._residents[key] = Resident(row, rank)
-                return row
-            idle = next((k for k, r in self._residents.items() if r.num_pins == 0), None)
-            if idle is None:
-                return None
-            del self._residents[idle]
+        idle = [k for k, r in self._residents.items() if r.num_pins == 0 and k not in keep]
+        plan = self._plan(rank, idle)
+        if plan is None:
+            return None
+        row, evicted = plan
+        for gone in evicted:
+            del self._residents[gone]
+        self._residents[key] = Resident(row, rank)
+        return row
+
+    def can_place(self, rank: int, giving_up: frozenset[str]) -> bool:
+        """Whether `place` would succeed if the adapters in ``giving_up`` were not pinned."""
+        idle = [k for k, r in self._residents.items() if r.num_pins == 0 or k in giving_up]
+        return self._plan(rank, idle) is not None
 
     def pin(self, key: str) -> None:
         self._residents[key].num_pins += 1
@@ -74,9 +80,31 @@ class AdapterSlots:
         resident = self._residents.pop(key, None)
         assert resident is None or resident.num_pins == 0, f"evicting pinned adapter {key}"
 
-    def _lowest_gap(self, rank: int) -> int | None:
+    def _plan(self, rank: int, idle: list[str]) -> tuple[int, list[str]] | None:
+        """First row for ``rank`` rows, and which of ``idle`` have to go for it: the earlier ones
+        sooner, and only those that stand in the way."""
+        evicted: list[str] = []
+        for key in [None, *idle]:
+            if key is not None:
+                evicted.append(key)
+            if self._lowest_gap(rank, evicted) is not None:
+                break
+        else:
+            return None
+        for key in evicted[::-1]:
+            others = [k for k in evicted if k != key]
+            if self._lowest_gap(rank, others) is not None:
+                evicted = others
+        row = self._lowest_gap(rank, evicted)
+        assert row is not None
+        return row, evicted
+
+    def _lowest_gap(self, rank: int, evicted: list[str]) -> int | None:
+        if len(self._residents) - len(evicted) >= self.max_adapters:
+            return None
+        staying = [r for k, r in self._residents.items() if k not in evicted]
         row = 0
-        for resident in sorted(self._residents.values(), key=lambda r: r.first_row):
+        for resident in sorted(staying, key=lambda r: r.first_row):
             if resident.first_row - row >= rank:
                 return row
             row = resident.first_row + resident.num_rows

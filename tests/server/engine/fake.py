@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from server.engine.engine import Engine, EngineSpec
+from server.engine.errors import OutOfMemory
 from server.engine.sampling import Sampled
 from server.engine.scheduler import Chunk, SchedulerLimits
 
@@ -26,26 +27,50 @@ def next_token(adapter: str | None, tokens: Rows[int]) -> int:
 
 
 @dataclass
+class FakeClock:
+    """Time that passes only where a test or a fake step says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
 class FakeRunner:
-    """Raises in `execute` while ``num_transient`` lasts, and always for ``poisoned`` requests."""
+    """Raises in `execute` while ``num_transient`` lasts, and always for ``poisoned`` requests;
+    runs out of memory above ``max_tokens`` tokens and always for ``hogs``."""
 
     block_size: int
+    clock: FakeClock = field(default_factory=FakeClock)
+    step_s: float = 0.01
+    max_tokens: int = 10**9
+    hogs: set[str] = field(default_factory=set)
+    num_failing_writes: int = 0
     kv: dict[tuple[int, int], Content] = field(default_factory=dict)
     bank: dict[int, PackedAdapter] = field(default_factory=dict)
     poisoned: set[str] = field(default_factory=set)
     num_transient: int = 0
     num_forward_passes: int = 0
     batches: list[list[str]] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)  # of each batch
+    num_writes: int = 0
 
     def execute(
         self, chunks: Rows[Chunk], places: Rows[tuple[int, int] | None]
     ) -> list[Sampled | None]:
         self.num_forward_passes += 1
+        names = {c.seq.request.request_id for c in chunks}
+        num_tokens = sum(c.num_tokens for c in chunks)
         self.batches.append([c.seq.request.request_id for c in chunks])
+        self.num_tokens.append(num_tokens)
+        self.clock.now += self.step_s
+        if num_tokens > self.max_tokens or self.hogs & names:
+            raise OutOfMemory("no memory for the step")
         if self.num_transient:
             self.num_transient -= 1
             raise RuntimeError("transient fault")
-        if self.poisoned & {c.seq.request.request_id for c in chunks}:
+        if self.poisoned & names:
             raise RuntimeError("poisoned request")
         return [self._run(chunk, place) for chunk, place in zip(chunks, places, strict=True)]
 
@@ -66,8 +91,12 @@ class FakeRunner:
 
     def write_adapter(self, first_row: int, adapter: PackedAdapter) -> None:
         packed = cast("FakePacked", adapter)
+        self.num_writes += 1
         for row in range(first_row, first_row + packed.num_rows):
             self.bank.pop(row, None)
+        if self.num_failing_writes:
+            self.num_failing_writes -= 1
+            raise OutOfMemory("no memory for the adapter")
         self.bank[first_row] = adapter
 
     def scrub(self, blocks: Rows[int]) -> None:
@@ -111,6 +140,7 @@ def fake_engine(
         runner,
         decode=lambda ids: "".join(chr(ord("A") + i) for i in ids),
         pack=lambda weights: cast("PackedAdapter", weights),
+        clock=runner.clock,
     )
     return engine, runner
 

@@ -20,9 +20,25 @@ def sequence(name: str, prompt: list[int], adapter: str | None = None) -> Sequen
     return Sequence(request, OutputText(lambda ids: ""), 0.0)
 
 
+class RoomForAll:
+    """A bank without limits."""
+
+    def pin(self, key: str) -> bool:
+        return True
+
+    def unpin(self, key: str) -> None:
+        pass
+
+    def can_place(self, key: str, giving_up: frozenset[str] = frozenset()) -> bool:
+        return True
+
+    def prefetch(self, key: str, keep: frozenset[str]) -> bool:
+        return False
+
+
 def scheduler(num_blocks: int = 32, block_size: int = 4) -> Scheduler:
     blocks = BlockPool(num_blocks, block_size)
-    return Scheduler(LIMITS, blocks, pin=lambda key: True, unpin=lambda key: None)
+    return Scheduler(LIMITS, blocks, RoomForAll())
 
 
 def advance(scheduler: Scheduler, chunks: list[Chunk]) -> None:
