@@ -20,7 +20,6 @@ from server.engine.engine import Engine
 from server.engine.load import EngineLimits, build_engine
 from server.engine.request import GenerationRequest, SamplingParams
 
-
 WARM_UP = 512  # tokens of the first prompt: as long as any that is clocked alone
 
 
