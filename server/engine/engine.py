@@ -33,7 +33,7 @@ from server.engine.residency import AdapterResidency
 from server.engine.scheduler import Scheduler, SchedulerLimits, is_end_token
 from server.engine.sequence import Sequence
 from server.engine.slots import AdapterSlots
-from server.engine.stream import AnswerStream
+from server.engine.stream import AnswerStream, publish
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -252,14 +252,14 @@ class Engine:
         self._adapters.begin_step(is_busy=bool(self._scheduler.running))
         self._adapters.collect()
         chunks = self._scheduler.schedule(self._clock())
-        self._publish(self._end_unplaceable())
+        publish(self._end_unplaceable())
         self._is_idle = not chunks
         if not chunks:
             return
         outcomes = self._execution.run(chunks)
         deltas = self._update(outcomes)
         self._num_steps += 1
-        self._publish(deltas)
+        publish(deltas)
 
     def _take_commands(self) -> None:
         """Run all waiting commands; sleep for the next one while there is nothing to compute."""
@@ -281,7 +281,7 @@ class Engine:
     def _abort(self, request_id: str) -> None:
         if request_id in self._open:
             seq, stream = self._open[request_id]
-            self._publish([(stream, self._end(seq, "abort"))])
+            publish([(stream, self._end(seq, "abort"))])
 
     def _end_unplaceable(self) -> list[tuple[AnswerStream, Delta]]:
         """Requests whose adapter could not be written into the bank."""
@@ -362,29 +362,13 @@ class Engine:
                 self._commands.get_nowait()()
             except queue.Empty:
                 break
-        self._publish(
+        publish(
             [
                 (stream, self._end(seq, reason, error=error))
                 for seq, stream in [*self._open.values()]
             ]
         )
         self._adapters.fail_waiting(EngineClosed("the engine is shutting down"))
-
-    def _publish(self, deltas: list[tuple[AnswerStream, Delta]]) -> None:
-        """Hand the step's deltas over, one wake-up per event loop."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Delta]]] = {}
-        for stream, delta in deltas:
-            by_loop.setdefault(stream.loop, []).append((stream, delta))
-        for loop, items in by_loop.items():
-            try:
-                loop.call_soon_threadsafe(_deliver, items)
-            except RuntimeError:  # the loop is closed: nobody is left to read
-                logger.debug("dropped %d deltas of a closed event loop", len(items))
-
-
-def _deliver(items: list[tuple[AnswerStream, Delta]]) -> None:
-    for stream, delta in items:
-        stream.push(delta)
 
 
 def _explain(error: Exception) -> str:

@@ -197,10 +197,10 @@ class Scheduler:
         budget = self.budget.num_tokens
         if self._num_free_seats() <= 0 or sum(s.num_pending for s in self.running) >= budget:
             return None
-        seq = next((s for s in self.waiting if self._lacks_place(s)), None)
-        if seq is None or not self.blocks.can_extend(seq, min(seq.num_pending, budget)):
+        first = next((s for s in self.waiting if self._lacks_place(s)), None)
+        if first is None or not self.blocks.can_extend(first, min(first.num_pending, budget)):
             return None
-        return seq
+        return first
 
     def _lacks_place(self, seq: Sequence) -> bool:
         key = seq.request.adapter

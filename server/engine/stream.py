@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from server.engine.request import Delta
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerStream(AsyncIterator[Delta]):
@@ -53,3 +56,20 @@ class AnswerStream(AsyncIterator[Delta]):
             self._abort(self.request_id)
         self._is_finished = True
         self._deltas.clear()
+
+
+def publish(deltas: Sequence[tuple[AnswerStream, Delta]]) -> None:
+    """Hand a step's deltas over from the engine thread, one wake-up per event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[AnswerStream, Delta]]] = {}
+    for stream, delta in deltas:
+        by_loop.setdefault(stream.loop, []).append((stream, delta))
+    for loop, items in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_deliver, items)
+        except RuntimeError:  # the loop is closed: nobody is left to read
+            logger.debug("dropped %d deltas of a closed event loop", len(items))
+
+
+def _deliver(items: Sequence[tuple[AnswerStream, Delta]]) -> None:
+    for stream, delta in items:
+        stream.push(delta)

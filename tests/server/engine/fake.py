@@ -55,6 +55,7 @@ class FakeRunner:
     batches: list[list[str]] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)  # of each batch
     num_writes: int = 0
+    num_out_of_memory: int = 0
 
     def execute(
         self, chunks: Rows[Chunk], places: Rows[tuple[int, int] | None]
@@ -66,6 +67,7 @@ class FakeRunner:
         self.num_tokens.append(num_tokens)
         self.clock.now += self.step_s
         if num_tokens > self.max_tokens or self.hogs & names:
+            self.num_out_of_memory += 1
             raise OutOfMemory("no memory for the step")
         if self.num_transient:
             self.num_transient -= 1

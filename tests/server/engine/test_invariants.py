@@ -1,158 +1,21 @@
-"""The engine's invariants under random interleavings of submit, abort, load, unload and faults."""
+"""The engine's promises to requests and adapters, one by one; test_interleavings.py mixes all."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from server.engine.engine import Engine
 from server.engine.errors import AdapterInUse, EngineClosed, EngineOverloaded, UnknownAdapter
-from server.engine.request import Delta, GenerationRequest, SamplingParams
+from server.engine.request import GenerationRequest, SamplingParams
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stream import AnswerStream
 from tests.server.engine.fake import (
-    FakeRunner,
     add_fake_adapter,
     fake_engine,
-    next_token,
     run_to_idle,
     step,
 )
-
-ADAPTERS = ("a", "b", "c")
-
-
-@dataclass
-class Accepted:
-    request: GenerationRequest
-    stream: AnswerStream
-
-    def deltas(self) -> list[Delta]:
-        return self.stream.take_ready()
-
-
-def greedy(request: GenerationRequest) -> list[int]:
-    """What the request must answer, whatever runs beside it."""
-    tokens = list(request.prompt_ids)
-    for _ in range(request.sampling.max_tokens):
-        tokens.append(next_token(request.adapter, tokens))
-        if tokens[-1] == 0:
-            break
-    return tokens[len(request.prompt_ids) :]
-
-
-def check_answer(item: Accepted, poisoned: set[str], aborted: set[str]) -> None:
-    deltas = item.deltas()
-    finals = [d for d in deltas if d.finish_reason is not None]
-    assert len(finals) == 1, "exactly one terminal event"
-    assert deltas[-1] is finals[0], "nothing follows the terminal event"
-    tokens = [t for d in deltas for t in d.token_ids]
-    expected = greedy(item.request)
-    assert tokens == expected[: len(tokens)], "stream order is generation order"
-    reason = finals[0].finish_reason
-    if reason == "error":
-        assert item.request.request_id in poisoned
-    elif reason == "abort":
-        assert item.request.request_id in aborted
-    else:
-        assert tokens == expected
-        assert reason == ("stop" if expected[-1] == 0 else "length")
-
-
-operation = st.one_of(
-    st.tuples(
-        st.just("submit"),
-        st.sampled_from((None, *ADAPTERS)),
-        st.lists(st.integers(1, 2), min_size=1, max_size=30),  # few tokens: shared prefixes
-        st.integers(1, 20),
-    ),
-    st.tuples(st.just("abort"), st.integers(0, 30)),
-    st.tuples(st.just("poison"), st.integers(0, 30)),
-    st.tuples(st.just("transient")),
-    st.tuples(st.just("remove"), st.sampled_from(ADAPTERS)),
-    st.tuples(st.just("add"), st.sampled_from(ADAPTERS), st.integers(1, 8)),
-    st.tuples(st.just("step"), st.integers(1, 6)),
-)
-
-
-class Interleaving:
-    """Applies operations and remembers what must hold at the end."""
-
-    def __init__(self, engine: Engine, runner: FakeRunner) -> None:
-        self.engine = engine
-        self.runner = runner
-        self.accepted: list[Accepted] = []
-        self.aborted: set[str] = set()
-        self.removals: list[asyncio.Task[None]] = []
-
-    async def apply(self, op: Sequence[object]) -> None:
-        await getattr(self, f"do_{op[0]}")(*op[1:])
-
-    async def do_submit(self, adapter: str | None, prompt: list[int], max_tokens: int) -> None:
-        request = GenerationRequest(
-            f"r{len(self.accepted)}",
-            tuple(prompt),
-            SamplingParams(max_tokens=max_tokens, temperature=0),
-            adapter,
-        )
-        try:
-            stream = self.engine.submit(request)
-        except UnknownAdapter:
-            return
-        self.accepted.append(Accepted(request, stream))
-
-    async def do_abort(self, i: int) -> None:
-        if i < len(self.accepted):
-            self.aborted.add(f"r{i}")
-            self.engine.abort(f"r{i}")
-
-    async def do_poison(self, i: int) -> None:
-        self.runner.poisoned.add(f"r{i}")
-
-    async def do_transient(self) -> None:
-        self.runner.num_transient = 1
-
-    async def do_remove(self, key: str) -> None:
-        if key in self.engine.known_adapters():
-            self.removals.append(asyncio.ensure_future(self.engine.remove_adapter(key)))
-            await asyncio.sleep(0)
-
-    async def do_add(self, key: str, rank: int) -> None:
-        if key not in self.engine.known_adapters():
-            add_fake_adapter(self.engine, key, rank)
-
-    async def do_step(self, num: int) -> None:
-        await step(self.engine, num)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(operation, max_size=40), st.integers(18, 40))
-def test_invariants_hold_under_random_interleavings(
-    operations: list[tuple[object, ...]], num_blocks: int
-) -> None:
-    async def scenario() -> None:
-        engine, runner = fake_engine(num_blocks=num_blocks)
-        run = Interleaving(engine, runner)
-        for key in ADAPTERS:
-            add_fake_adapter(engine, key)
-        for op in operations:
-            await run.apply(op)
-        runner.num_transient = 0
-        await run_to_idle(engine)
-        for item in run.accepted:
-            check_answer(item, runner.poisoned, run.aborted)
-        results = await asyncio.gather(*run.removals, return_exceptions=True)
-        assert all(r is None or isinstance(r, AdapterInUse) for r in results)
-        stats = engine.stats()
-        assert stats.kv_blocks_free == stats.kv_blocks_total
-        assert stats.pinned_adapters == {}
-
-    asyncio.run(scenario())
 
 
 def request(name: str, *, adapter: str | None = None, num: int = 5) -> GenerationRequest:

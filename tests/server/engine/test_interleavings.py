@@ -1,0 +1,200 @@
+"""The engine's invariants under random interleavings of everything that can happen to it.
+
+Submit, abort, load, unload, reload under a new hash, preemption by a small cache, turns in a small
+bank, failing requests, failing steps, and memory running out in steps and in bank writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.engine.engine import Engine
+from server.engine.errors import AdapterInUse, UnknownAdapter
+from server.engine.request import Delta, GenerationRequest, SamplingParams
+from server.engine.scheduler import SchedulerLimits
+from server.engine.stream import AnswerStream
+from tests.server.engine.fake import (
+    FakeRunner,
+    add_fake_adapter,
+    fake_engine,
+    next_token,
+    run_to_idle,
+    step,
+)
+
+ALIASES = ("a", "b", "c")
+LIMITS = SchedulerLimits(max_num_seqs=6, max_batched_tokens=12, max_suspension_s=0.04)
+
+
+@dataclass
+class Accepted:
+    request: GenerationRequest
+    stream: AnswerStream
+
+    def deltas(self) -> list[Delta]:
+        return self.stream.take_ready()
+
+
+def greedy(request: GenerationRequest) -> list[int]:
+    """What the request must answer, whatever runs beside it."""
+    tokens = list(request.prompt_ids)
+    for _ in range(request.sampling.max_tokens):
+        tokens.append(next_token(request.adapter, tokens))
+        if tokens[-1] == 0:
+            break
+    return tokens[len(request.prompt_ids) :]
+
+
+operation = st.one_of(
+    *[  # as often as all others together
+        st.tuples(
+            st.just("submit"),
+            st.sampled_from((None, *ALIASES, *ALIASES)),
+            st.lists(st.integers(1, 2), min_size=1, max_size=24),  # few tokens: shared prefixes
+            st.integers(1, 20),
+        )
+    ]
+    * 4,
+    *[st.tuples(st.just("step"), st.integers(1, 6))] * 3,
+    st.tuples(st.just("abort"), st.integers(0, 30)),
+    st.tuples(st.just("poison"), st.integers(0, 30)),
+    st.tuples(st.just("hog"), st.integers(0, 30)),
+    st.tuples(st.just("memory"), st.integers(1, 12)),
+    st.tuples(st.just("failing_write")),
+    st.tuples(st.just("transient")),
+    st.tuples(st.just("remove"), st.sampled_from(ALIASES)),
+    st.tuples(st.just("reload"), st.sampled_from(ALIASES), st.integers(1, 8)),
+)
+
+
+class Interleaving:
+    """Applies operations and remembers what must hold at the end."""
+
+    def __init__(self, engine: Engine, runner: FakeRunner) -> None:
+        self.engine = engine
+        self.runner = runner
+        self.accepted: list[Accepted] = []
+        self.aborted: set[str] = set()
+        self.removals: list[asyncio.Task[None]] = []
+        self.versions = Counter[str]()
+
+    def key(self, alias: str) -> str:
+        return f"{alias}@{self.versions[alias]}"
+
+    async def apply(self, op: Sequence[object]) -> None:
+        await getattr(self, f"do_{op[0]}")(*op[1:])
+
+    async def do_submit(self, alias: str | None, prompt: list[int], max_tokens: int) -> None:
+        sampling = SamplingParams(max_tokens=max_tokens, temperature=0)
+        name, adapter = f"r{len(self.accepted)}", None if alias is None else self.key(alias)
+        request = GenerationRequest(name, tuple(prompt), sampling, adapter)
+        try:
+            stream = self.engine.submit(request)
+        except UnknownAdapter:
+            assert adapter not in self.engine.known_adapters()
+            return
+        self.accepted.append(Accepted(request, stream))
+
+    async def do_abort(self, i: int) -> None:
+        if i < len(self.accepted):
+            self.aborted.add(f"r{i}")
+            self.engine.abort(f"r{i}")
+
+    async def do_poison(self, i: int) -> None:
+        self.runner.poisoned.add(f"r{i}")
+
+    async def do_hog(self, i: int) -> None:
+        self.runner.hogs.add(f"r{i}")
+
+    async def do_memory(self, max_tokens: int) -> None:
+        self.runner.max_tokens = max_tokens
+
+    async def do_failing_write(self) -> None:
+        self.runner.num_failing_writes = 1
+
+    async def do_transient(self) -> None:
+        self.runner.num_transient = 1
+
+    async def do_remove(self, alias: str) -> None:
+        if self.key(alias) in self.engine.known_adapters():
+            self.removals.append(asyncio.ensure_future(self.engine.remove_adapter(self.key(alias))))
+            await asyncio.sleep(0)
+
+    async def do_reload(self, alias: str, rank: int) -> None:
+        """A new version is loaded, the alias moves, the old version drains."""
+        old = self.key(alias)
+        self.versions[alias] += 1
+        add_fake_adapter(self.engine, self.key(alias), rank)
+        if old in self.engine.known_adapters():
+            self.removals.append(asyncio.ensure_future(self.engine.remove_adapter(old)))
+            await asyncio.sleep(0)
+
+    async def do_step(self, num: int) -> None:
+        await step(self.engine, num)
+
+    def check_answer(self, item: Accepted) -> str:
+        """Invariants 1, 3, 4, 5 and 6 of one request; how it ended."""
+        deltas = item.deltas()
+        finals = [d for d in deltas if d.finish_reason is not None]
+        assert len(finals) == 1, "exactly one terminal event"
+        assert deltas[-1] is finals[0], "nothing follows the terminal event"
+        tokens = [t for d in deltas for t in d.token_ids]
+        expected = greedy(item.request)
+        assert tokens == expected[: len(tokens)], "stream order is generation order"
+        name, last = item.request.request_id, finals[0]
+        if last.finish_reason == "error":
+            is_culprit = name in self.runner.poisoned | self.runner.hogs
+            assert is_culprit or "no memory for the adapter" in (last.error or ""), last.error
+        elif last.finish_reason == "abort":
+            assert name in self.aborted
+        else:
+            assert tokens == expected
+            assert last.finish_reason == ("stop" if expected[-1] == 0 else "length")
+        return str(last.finish_reason)
+
+    async def check_idle(self) -> None:
+        """Invariant 2, and no removal is forgotten."""
+        results = await asyncio.gather(*self.removals, return_exceptions=True)
+        assert all(r is None or isinstance(r, AdapterInUse) for r in results)
+        stats = self.engine.stats()
+        assert stats.kv_blocks_free == stats.kv_blocks_total
+        assert stats.pinned_adapters == {}
+        assert max(self.runner.num_tokens, default=0) <= LIMITS.max_batched_tokens
+
+
+def test_invariants_hold_under_random_interleavings() -> None:
+    seen = Counter[str]()
+
+    async def scenario(
+        operations: list[tuple[object, ...]], num_blocks: int, num_places: int
+    ) -> None:
+        engine, runner = fake_engine(num_blocks=num_blocks, max_adapters=num_places, limits=LIMITS)
+        run = Interleaving(engine, runner)
+        for alias in ALIASES:
+            add_fake_adapter(engine, run.key(alias))
+        for op in operations:
+            await run.apply(op)
+        runner.num_transient = 0
+        await run_to_idle(engine)
+        for item in run.accepted:
+            seen[run.check_answer(item)] += 1
+        await run.check_idle()
+        stats = engine.stats()
+        seen["preempted"] += stats.num_preemptions
+        seen["suspended"] += stats.num_suspensions
+        seen["out of memory"] += runner.num_out_of_memory
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(operation, min_size=20, max_size=80), st.integers(13, 40), st.integers(1, 2))
+    def check(operations: list[tuple[object, ...]], num_blocks: int, num_places: int) -> None:
+        asyncio.run(scenario(operations, num_blocks, num_places))
+
+    check()
+    for event in ("preempted", "suspended", "out of memory", "error", "abort", "length", "stop"):
+        assert seen[event] > 0, f"the interleavings never reached {event!r}"
