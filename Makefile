@@ -1,7 +1,9 @@
 # Every verb sets up what it needs; a second run installs nothing.
 #   make demo [DATA=file.json]   the main job: train, hot-load, chat, split traffic, measure
 #   make test                    the tests          make check   ruff and mypy
-#   make run [ARGS=…]            the server         make bench [ARGS=…]   the engine's figures
+#   make run [ARGS=…]            the server
+#   make bench [ARGS=…]          the engine's figures beside their floors, in process and over HTTP
+#   make bench-peers [ARGS=…]    the same loads on other servers in turns (installs them in .venv-peers)
 #   make loadtest SCENARIO=chat|mixed|ab|hotswap
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the CPU build, smaller).
 
@@ -11,6 +13,12 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.set-up
+# transformers serve, and what OpenVINO GenAI and the conversion for it need: an older transformers.
+PEERS_SERVE := 'transformers[serving]==5.23.0'
+PEERS_OPENVINO := openvino-genai==2026.4.1.0 optimum-intel==2.2.0
+TORCH := torch==$(TORCH_VERSION) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 SCENARIO ?= chat
 HOST ?= http://127.0.0.1:8000
@@ -18,17 +26,17 @@ USERS ?= 8
 TIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run check format bench loadtest clean
+.PHONY: help setup demo test run check format bench bench-peers loadtest clean
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 setup: $(STAMP)
 
 # torch goes first and by exact version: an open range pulls the newest CUDA build.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==$(TORCH_VERSION) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -51,8 +59,23 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# THP_MEM_ALLOC_ENABLE: torch asks for huge pages.
 bench: setup
-	$(BIN)/loraloop bench engine $(ARGS)
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m loadtests.whole $(ARGS)
+
+bench-peers: setup $(PEERS_STAMP)
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m loadtests.peers $(ARGS)
+
+# torchvision goes again: text needs none of it, and a build for another torch breaks transformers.
+$(PEERS_STAMP): Makefile
+	for name in serve openvino; do test -x $(PEERS)/$$name/bin/python || \
+		$(PYTHON) -m venv $(PEERS)/$$name || exit 1; done
+	$(PEERS)/serve/bin/pip install --quiet $(TORCH)
+	$(PEERS)/serve/bin/pip install --quiet $(PEERS_SERVE)
+	$(PEERS)/openvino/bin/pip install --quiet $(TORCH)
+	$(PEERS)/openvino/bin/pip install --quiet $(PEERS_OPENVINO)
+	$(PEERS)/openvino/bin/pip uninstall --quiet --yes torchvision
+	touch $@
 
 loadtest: setup
 	mkdir -p reports

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--url", required=True, help="http://127.0.0.1:8000, with or without /v1")
     made.add_argument("--model", default="", help="model id; default: the first of /v1/models")
-    made.add_argument("--rounds", type=_positive, default=3, help="the median is shown [3]")
+    made.add_argument("--rounds", type=positive, default=3, help="the median is shown [3]")
     add_load_options(made)
     made.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""))
     return made
@@ -46,11 +46,11 @@ def parser() -> argparse.ArgumentParser:
 def add_load_options(made: argparse.ArgumentParser) -> None:
     """Options that `loadtests.peers` shares."""
     made.add_argument(
-        "--streams", type=_numbers, default=(1, 4, 8, 16), help="requests at once [1,4,8,16]"
+        "--streams", type=numbers, default=(1, 4, 8, 16), help="requests at once [1,4,8,16]"
     )
-    made.add_argument("--prompt-tokens", type=_positive, default=128, help="of whole requests")
-    made.add_argument("--new-tokens", type=_positive, default=128, help="of whole requests")
-    made.add_argument("--long-prompt", type=_positive, default=512, help="of the TTFT row")
+    made.add_argument("--prompt-tokens", type=positive, default=128, help="of whole requests")
+    made.add_argument("--new-tokens", type=positive, default=128, help="of whole requests")
+    made.add_argument("--long-prompt", type=positive, default=512, help="of the TTFT row")
     made.add_argument(
         "--seed", type=int, default=None, help="of the prompts; new ones each run if left out"
     )
@@ -160,14 +160,14 @@ def table(title: str, results: Sequence[JSON]) -> Table:
     return made
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return int(text)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_positive(part) for part in text.split(","))
+def numbers(text: str) -> tuple[int, ...]:
+    return tuple(positive(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -96,9 +96,11 @@ class Target:
         answers: list[Answer] = []
         seconds = 0.0
         for _ in range(repeats):
-            recordings = self._all_at_once(load)
+            bodies = [self._body(load) for _ in range(load.num_streams)]
+            recordings = self._all_at_once(bodies)
             seconds += max(r.ended for r in recordings) - min(r.started for r in recordings)
             answers.extend(parse(recording) for recording in recordings)
+            self._refuse_echoes(bodies, answers[-len(bodies) :])
         ttfts = [a.ttft_s * 1e3 for a in answers if a.ttft_s is not None]
         if len(ttfts) < len(answers):
             raise BadAnswer(200, f"{self.name}: an answer of {load.key} carried no token")
@@ -112,8 +114,7 @@ class Target:
             is_counted=all(a.is_counted for a in answers),
         )
 
-    def _all_at_once(self, load: Load) -> list[Recording]:
-        bodies = [self._body(load) for _ in range(load.num_streams)]
+    def _all_at_once(self, bodies: list[JSON]) -> list[Recording]:
         connections = [self.endpoint.connect() for _ in bodies]
 
         def one(pair: tuple[http.client.HTTPConnection, JSON]) -> Recording:
@@ -125,6 +126,12 @@ class Target:
         finally:
             for connection in connections:
                 connection.close()
+
+    def _refuse_echoes(self, bodies: list[JSON], answers: list[Answer]) -> None:
+        """A server that sends the prompt back would be clocked by that, not by its first token."""
+        for body, answer in zip(bodies, answers, strict=True):
+            if body["messages"][0]["content"].strip() in answer.text:
+                raise BadAnswer(200, f"{self.name} sends the prompt back before its answer")
 
     def _body(self, load: Load) -> JSON:
         text = self.prompts.make(load.num_prompt, self._random)

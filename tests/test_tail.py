@@ -14,7 +14,9 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 6
 
 # "path" or "path::function" → the reason why it may be longer
-WAIVERS: dict[str, str] = {}
+WAIVERS: dict[str, str] = {
+    "server/bench/cli.py::engine_command": "a parameter per option of the command",
+}
 
 
 def sources() -> list[Path]:

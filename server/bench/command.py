@@ -45,6 +45,7 @@ class Options:
     repeats: int = 3
     only: tuple[str, ...] = ()
     is_quick: bool = False
+    streams: tuple[int, ...] = (1, 4, 8, 16)  # of the group of that name
 
 
 def bench_engine(options: Options) -> None:
@@ -66,6 +67,7 @@ def bench_engine(options: Options) -> None:
             progress,
             options.repeats,
             options.is_quick,
+            options.streams,
         )
         figures = asyncio.run(_measure(run, wanted))
     with console.status("measuring the machine again"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Unit = Literal["ms", "s", "MiB", "x", "x step", "% of time", "tok/s", "%"]
@@ -77,7 +77,7 @@ class Figure:
             "samples": list(self.samples),
             "floor": self.floor,
             "of_floor": self.of_floor,
-            "aim": None if self.aim is None else str(self.aim),
+            "aim": None if self.aim is None else asdict(self.aim),
             "verdict": self.verdict or None,
             **self.details,
         }

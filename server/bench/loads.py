@@ -15,6 +15,7 @@ PROMPT, NEW = 128, 128
 RANK, NUM_ADAPTERS, LARGE_RANK = 16, 8, 256
 WARM_UP_PROMPT = 16
 FIRST_TOKEN_REPEATS = 3
+STREAM_AIMS = {1: at_least(24), 8: at_least(150), 16: at_least(260)}  # tokens/s
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,10 @@ async def main_loads(run: Run, wanted: frozenset[str]) -> list[Figure]:
         with_adapters = await adapter_mixes(run, client) if "adapters" in wanted else []
         if "ttft" in wanted:
             figures.append(await first_token(run, client))
-        mixes: list[Mix] = []
-        if "streams" in wanted:
-            mixes += [base_mix(1, at_least(24)), base_mix(4)]
-        if wanted & {"streams", "adapters"}:
-            mixes.append(base_mix(8, at_least(150)))
-        mixes += with_adapters
-        if "streams" in wanted:
-            mixes.append(base_mix(16, at_least(260)))
+        counts = set(run.streams) if "streams" in wanted else set()
+        if with_adapters:
+            counts.add(NUM_ADAPTERS)  # the base that they are compared with
+        mixes = [base_mix(n, STREAM_AIMS.get(n)) for n in sorted(counts)] + with_adapters
         if mixes:
             measured = await throughput(run, client, mixes)
             figures += measured.values()

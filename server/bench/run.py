@@ -24,6 +24,7 @@ class Run:
     progress: Progress
     repeats: int = 3
     is_quick: bool = False
+    streams: tuple[int, ...] = (1, 4, 8, 16)
 
     def num_new(self, usual: int) -> int:
         return max(usual // QUICK_DIVISOR, 4) if self.is_quick else usual

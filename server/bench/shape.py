@@ -1,8 +1,10 @@
 """A base with random weights at a real shape, made once and kept under the home.
 
-Two things differ from what ``loraloop init-base`` writes, so that any server can be measured on it
-from outside: every token id has a text of its own (a server that streams text would otherwise send
-nothing for most random tokens, and its first token could not be seen), and no token ends an answer.
+It differs from what ``loraloop init-base`` writes, so that any server can be measured on it from
+outside: every token id has a text of its own (a server that streams text would otherwise send
+nothing for most random tokens, and its first token could not be seen); no token ends an answer; and
+chats are written as Qwen writes them (transformers serve looks for that in any model of the family
+and sends the whole prompt back as a first piece of text where it finds it not).
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ from artifacts.init_base import SHAPES, init_base
 from artifacts.safe_write import publish_folder, write_json
 
 FOLDER = "bench"
+CHATML = """{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 SPACE = "\u0120"  # how byte-level vocabularies write a leading space
 
 
@@ -32,15 +38,24 @@ def cached_base(shape: str, home: Home) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         init_base(shape, scratch)
-        write_json(scratch / "tokenizer.json", with_all_ids(_read(scratch / "tokenizer.json"),
-                   _read(scratch / "config.json")["vocab_size"]))  # fmt: skip
-        for name in ("config.json", "generation_config.json"):
-            write_json(scratch / name, _read(scratch / name) | {"eos_token_id": None})
+        _open_up(scratch)
         folder.parent.mkdir(parents=True, exist_ok=True)
         publish_folder(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _open_up(folder: Path) -> None:
+    """What other servers need, see above; transformers serve wants its class's name, too."""
+    config = _read(folder / "config.json")
+    tokenizer = with_all_ids(_read(folder / "tokenizer.json"), config["vocab_size"])
+    write_json(folder / "tokenizer.json", tokenizer)
+    generation = _read(folder / "generation_config.json")
+    write_json(folder / "generation_config.json", generation | {"eos_token_id": None})
+    (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    named = {"architectures": [f"{config['model_type'].capitalize()}ForCausalLM"]}
+    write_json(folder / "config.json", config | named | {"eos_token_id": None})
 
 
 def is_shape(config: Any, shape: str) -> bool:
