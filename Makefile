@@ -34,7 +34,7 @@ help:
 setup: $(STAMP)
 
 # torch goes first and by exact version: an open range pulls the newest CUDA build.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/amx/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
@@ -59,12 +59,11 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# THP_MEM_ALLOC_ENABLE: torch asks for huge pages.
 bench: setup
-	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m loadtests.whole $(ARGS)
+	$(BIN)/python -m loadtests.whole $(ARGS)
 
 bench-peers: setup $(PEERS_STAMP)
-	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m loadtests.peers $(ARGS)
+	$(BIN)/python -m loadtests.peers $(ARGS)
 
 # torchvision goes again: text needs none of it, and a build for another torch breaks transformers.
 $(PEERS_STAMP): Makefile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,31 @@ def iter_tensors(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 yield name, tensors.get_tensor(name)
+
+
+class Checkpoint(Mapping[str, "torch.Tensor"]):
+    """A base's tensors by name. Each is mapped for itself, so its pages go when it goes."""
+
+    def __init__(self, base: Base) -> None:
+        from safetensors import safe_open
+
+        self._files: dict[str, Path] = {}
+        for file in tensor_files(base.path):
+            with safe_open(file, framework="pt") as tensors:
+                self._files |= dict.fromkeys(tensors.keys(), file)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        from safetensors import safe_open
+
+        with safe_open(self._files[name], framework="pt") as tensors:
+            tensor: torch.Tensor = tensors.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def load_transformers_model(base: Base, dtype: str | torch.dtype = "float32") -> Any:

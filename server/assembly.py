@@ -31,6 +31,7 @@ def build_server(settings: Settings, home: Home) -> Server:
     engine = build_engine(
         base,
         dtype=settings.dtype,
+        kernels=settings.kernels,
         quantization=settings.quantization,
         limits=_engine_limits(settings),
     )

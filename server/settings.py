@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="0 takes any free port")
     model: str | None = Field(None, description="folder or hub id; the embedded base if unset")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kernels: Literal["auto", "amx", "torch"] = "auto"  # auto: amx where the CPU has it
     quantization: Literal["none", "nf4", "int8"] = "none"
 
     # Who

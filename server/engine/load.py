@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from transformers import PretrainedConfig
 
-from artifacts.base import Base, iter_tensors, tensor_files
+from artifacts.base import Base, Checkpoint, tensor_files
+from server.engine.amx.decoder import AmxCache, AmxDecoder, DecoderLimits, shape_problem
+from server.engine.amx.library import open_library, why_not
+from server.engine.amx.weights import PackedLora
 from server.engine.bank import AdapterBank
 from server.engine.cache import CacheShape, KVCache
 from server.engine.decoder import Decoder, DecoderShape, Weights
 from server.engine.engine import Engine, EngineSpec
 from server.engine.errors import UnsupportedModel
 from server.engine.linear import Quantization
-from server.engine.runner import TorchRunner
+from server.engine.runner import Runner, TorchRunner
+from server.engine.runner_amx import AmxRunner
 from server.engine.scheduler import SchedulerLimits
 
 logger = logging.getLogger(__name__)
@@ -24,6 +29,8 @@ logger = logging.getLogger(__name__)
 BLOCK_SIZE = 16
 DEFAULT_KV_BYTES = 1 << 30
 SMALL_MODEL_BYTES = 64 << 20
+Kernels = Literal["auto", "amx", "torch"]
+Pack = Callable[..., Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +53,7 @@ def build_engine(
     *,
     dtype: str = "auto",
     quantization: Quantization = "none",
+    kernels: Kernels = "auto",
     limits: EngineLimits | None = None,
     on_layer: Callable[[int, int], None] = lambda done, total: None,
 ) -> Engine:
@@ -53,6 +61,7 @@ def build_engine(
 
     Args:
         dtype: ``auto`` takes the checkpoint's own.
+        kernels: ``auto`` takes ``amx`` where machine, type and shape allow it.
         on_layer: called with (layers loaded, layers in all), for a progress bar.
 
     Raises:
@@ -64,27 +73,27 @@ def build_engine(
     torch_dtype = resolve_dtype(base.config, dtype)
     shape = DecoderShape.of(base.config)
     max_len = _context_length(base, limits)
-    weights = Weights(dict(iter_tensors(base)), torch_dtype, device)
-    decoder = Decoder(
-        base.config, weights, max_len=max_len, quantization=quantization, on_layer=on_layer
-    )
-    cache = _make_cache(shape, limits, max_len, torch_dtype, device)
+    cache_shape = _cache_shape(shape, limits, max_len, torch_dtype)
     num_rows = limits.max_resident_adapters * limits.max_rank
-    bank = AdapterBank(shape.lora_groups(), num_rows, torch_dtype, device)
+    weights = Weights(Checkpoint(base), torch_dtype, device)
+    plan = ModelPlan(base, weights, shape, cache_shape, limits, max_len, on_layer)
+    if _choose_kernels(kernels, torch_dtype, quantization, shape) == "amx":
+        runner, pack, kv_bytes = _amx(plan)
+    else:
+        runner, pack, kv_bytes = _torch(plan, quantization, num_rows)
     spec = EngineSpec(
         max_model_len=max_len,
         max_rank=limits.max_rank,
         max_resident_adapters=limits.max_resident_adapters,
         num_adapter_rows=num_rows,
-        num_blocks=cache.num_blocks,
+        num_blocks=cache_shape.num_blocks,
         block_size=BLOCK_SIZE,
-        kv_bytes=cache.num_bytes,
+        kv_bytes=kv_bytes,
         vocab_size=shape.vocab_size,
         eos_token_ids=base.eos_token_ids,
         max_queue=limits.max_queue,
         scheduler=SchedulerLimits(limits.max_num_seqs, limits.max_batched_tokens),
     )
-    runner = TorchRunner(decoder, cache, bank, base.eos_token_ids, device)
     tokenizer = base.tokenizer.backend_tokenizer
 
     def decode(ids: list[int]) -> str:
@@ -92,7 +101,71 @@ def build_engine(
         text: str = tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
-    return Engine(spec, runner, decode, bank.pack)
+    return Engine(spec, runner, decode, pack)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """What both kinds of kernels need to know to make a runner."""
+
+    base: Base
+    weights: Weights
+    shape: DecoderShape
+    cache_shape: CacheShape
+    limits: EngineLimits
+    max_len: int
+    on_layer: Callable[[int, int], None]
+
+
+def _amx(plan: ModelPlan) -> tuple[Runner, Pack, int]:
+    library = open_library(torch.get_num_threads())
+    cache = AmxCache(plan.shape, plan.cache_shape.num_blocks)
+    limits = plan.limits
+    decoder_limits = DecoderLimits(
+        limits.max_batched_tokens, limits.max_num_seqs, plan.max_len, limits.max_rank
+    )
+    decoder = AmxDecoder(
+        library, plan.base.config, plan.weights, cache, decoder_limits, plan.on_layer
+    )
+    runner = AmxRunner(decoder, cache, plan.base.eos_token_ids)
+    return runner, lambda weights: PackedLora(library, plan.shape, weights), cache.num_bytes
+
+
+def _torch(plan: ModelPlan, quantization: Quantization, num_rows: int) -> tuple[Runner, Pack, int]:
+    weights = plan.weights
+    decoder = Decoder(
+        plan.base.config,
+        weights,
+        max_len=plan.max_len,
+        quantization=quantization,
+        on_layer=plan.on_layer,
+    )
+    cache = KVCache(plan.cache_shape, weights.dtype, weights.device)
+    bank = AdapterBank(plan.shape.lora_groups(), num_rows, weights.dtype, weights.device)
+    runner = TorchRunner(decoder, cache, bank, plan.base.eos_token_ids, weights.device)
+    return runner, bank.pack, cache.num_bytes
+
+
+def _choose_kernels(
+    wanted: Kernels, dtype: torch.dtype, quantization: Quantization, shape: DecoderShape
+) -> Kernels:
+    """``amx`` where it can run and ``torch`` elsewhere; the log says why."""
+    if wanted == "torch":
+        return "torch"
+    reason = None
+    if torch.cuda.is_available():
+        reason = "there is a GPU"
+    elif dtype != torch.bfloat16:
+        reason = f"the compute type is {dtype}, not bfloat16"
+    elif quantization != "none":
+        reason = f"the base is quantised to {quantization}"
+    reason = reason or why_not() or shape_problem(shape)
+    if reason is None:
+        return "amx"
+    if wanted == "amx":
+        raise UnsupportedModel(f"kernels amx cannot be used: {reason}; choose auto or torch")
+    logger.info("kernels: torch, not amx: %s", reason)
+    return "torch"
 
 
 def _default_threads(base: Base) -> int:
@@ -126,13 +199,9 @@ def _context_length(base: Base, limits: EngineLimits) -> int:
     return wanted
 
 
-def _make_cache(
-    shape: DecoderShape,
-    limits: EngineLimits,
-    max_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KVCache:
+def _cache_shape(
+    shape: DecoderShape, limits: EngineLimits, max_len: int, dtype: torch.dtype
+) -> CacheShape:
     """As many blocks as asked for, else what fits `DEFAULT_KV_BYTES` and could ever be used."""
     bytes_per_token = 2 * shape.num_layers * shape.kv_width * dtype.itemsize
     num_tokens = limits.kv_cache_tokens
@@ -144,11 +213,10 @@ def _make_cache(
         raise UnsupportedModel(
             f"kv_cache_tokens {num_tokens} is smaller than one block of {BLOCK_SIZE} tokens"
         )
-    cache_shape = CacheShape(
+    return CacheShape(
         num_layers=shape.num_layers,
         num_blocks=-(-num_tokens // BLOCK_SIZE),
         block_size=BLOCK_SIZE,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,
     )
-    return KVCache(cache_shape, dtype, device)
