@@ -29,10 +29,10 @@ class Answer:
     ttft_s: float | None = None  # set by the first token
     token_times_s: list[float] = field(default_factory=list)
     num_tokens: int = 0  # from usage; else the number of events with a token
-    num_prompt_tokens: int | None = None  # from usage only
-    is_counted: bool = False  # num_tokens is from usage
     finish_reason: str | None = None
     fingerprint: str | None = None
+    num_prompt_tokens: int | None = None  # from usage only
+    is_counted: bool = False  # num_tokens is from usage
 
     @property
     def gaps_s(self) -> list[float]:
