@@ -100,13 +100,24 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def take(self, name: str) -> Tensor:
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor, of this shape where one is given.
+
+        Raises:
+            UnsupportedModel: it is missing or of another shape.
+        """
         if name not in self._tensors:
             raise UnsupportedModel(f"the checkpoint has no tensor {name!r}")
-        return self._tensors[name].to(device=self.device, dtype=self.dtype)
+        tensor = self._tensors[name]
+        if shape and tensor.shape != shape:
+            raise UnsupportedModel(
+                f"{name} is {list(tensor.shape)} in the checkpoint; by the configuration it is "
+                f"{list(shape)}"
+            )
+        return tensor.to(device=self.device, dtype=self.dtype)
 
-    def optional(self, name: str) -> Tensor | None:
-        return self.take(name) if name in self else None
+    def optional(self, name: str, *shape: int) -> Tensor | None:
+        return self.take(name, *shape) if name in self else None
 
     def linear(self, modules: tuple[str, ...], quantization: Quantization) -> Linear:
         """One product for linears that read the same input, outputs side by side."""

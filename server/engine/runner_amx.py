@@ -44,6 +44,7 @@ class AmxRunner:
 
     def write_adapter(self, first_row: int, adapter: object) -> None:
         assert isinstance(adapter, PackedLora)  # made by the pack function that goes with us
+        assert adapter.num_rows <= self._decoder.limits.max_rank, adapter.num_rows
         rows = range(first_row, first_row + adapter.num_rows)
         for row, other in list(self._adapters.items()):  # evicted ones whose rows these were
             if row < rows.stop and rows.start < row + other.num_rows:

@@ -185,12 +185,14 @@ static void attend_tile(bf16 *out, const bf16 *qkv, const Span *span, int head, 
     int num_blocks = tiles(num_keys), padded = num_blocks * TILE;
     size_t block_values = shape->block_values;
     size_t head_offset = (size_t)head * TILE * dim;
+    stores_before_tiles();
     score(scores, padded, queries, layer->keys + head_offset, dim, span->blocks, num_blocks,
           block_values);
     for (int i = 0; i < TILE; i++) {
         int n = i < num ? span->num_context + (first + i) / group + 1 : 0;
         sums[i] = soften(scores + (size_t)i * padded, n, padded, shape->scale);
     }
+    stores_before_tiles();
     mix(mixed, scores, padded, layer->values + head_offset, dim, span->blocks, num_blocks,
         block_values);
     for (int i = 0; i < num; i++) {

@@ -25,7 +25,11 @@ enum {
 /* Item `item` of a shared piece of work, done by thread 0 (the caller) … num_threads() - 1. */
 typedef void Work(const void *argument, int item, int thread);
 void share(Work *work, const void *argument, int num_items); /* returns when all items are done */
-int num_threads(void);
+int num_threads(void); /* that share the work of the calling thread */
+void use_threads(int num);
+
+/* GCC's tile loads do not say that they read memory: without this, stores could move behind them. */
+static inline void stores_before_tiles(void) { __asm__ volatile("" ::: "memory"); }
 
 static inline int tiles(int n) { return (n + TILE - 1) / TILE; }
 static inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -51,7 +55,7 @@ static inline void store_bf16(bf16 *p, __m512 x) {
 /* e^x within 2 units in the last place for x <= 88; 0 for -inf. Cephes' reduction: e^x = 2^n e^r,
  * |r| <= ln(2) / 2, and a polynomial of degree 6 for e^r. */
 static inline __m512 exp_ps(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x); /* in this order NaN stays NaN */
     __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);

@@ -13,7 +13,7 @@ typedef struct {
     const float *norm;
     const bf16 *embedding; /* [vocab, hidden]; NULL: the rows of head's weight */
     AttentionShape attention;
-    int32_t num_layers, hidden, inner, vocab;
+    int32_t num_layers, hidden, inner, vocab, num_threads, pad;
     /* activations, [most rows of a step, up to a multiple of 32] each */
     bf16 *x, *normed, *qkv, *attended, *activated, *picked;
     float *logits;
@@ -99,11 +99,13 @@ static void forward_layer(const Model *model, const Layer *layer, const Step *st
 
 /* model->logits [num_sampled][vocab] of the sampled rows; the cache gains the step's K/V. */
 void amx_forward(Model *model, const Step *step) {
+    use_threads(model->num_threads); /* scratch and scores have room for so many */
     embed(model, step);
     if (step->num_segments)
         plan_lora(&model->lora, step->segments, step->num_segments, step->num_rows);
     for (int i = 0; i < model->num_layers; i++)
         forward_layer(model, &model->layers[i], step, step->num_segments ? &model->lora : NULL);
+    if (!step->num_sampled) return; /* only beginnings of prompts: spare the largest product */
     for (int i = 0; i < step->num_sampled; i++)
         memcpy(model->picked + (size_t)i * model->hidden,
                model->x + (size_t)step->sampled_rows[i] * model->hidden,
@@ -111,4 +113,12 @@ void amx_forward(Model *model, const Step *step) {
     rms_norm(model, model->picked, model->picked, model->norm, step->num_sampled);
     Rows head = {model->picked, model->logits, step->num_sampled, model->vocab};
     linear(&model->head, &head, NULL, model->scratch);
+}
+
+int amx_num_threads(void) { return num_threads(); }
+
+/* Whether the structures are as large as library.py thinks. */
+int amx_fits(size_t model, size_t layer, size_t step, size_t lora) {
+    return model == sizeof(Model) && layer == sizeof(Layer) && step == sizeof(Step) &&
+           lora == sizeof(LoraLinear);
 }

@@ -133,6 +133,7 @@ class AmxDecoder:
         on_layer: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._library = library
+        self.limits = limits
         self._shape = shape = DecoderShape.of(config)
         self._kept: list[object] = []  # what the C structures point at
         self._layers = (Layer * shape.num_layers)()
@@ -155,19 +156,29 @@ class AmxDecoder:
         self._model = Model(
             layers=self._layers,
             head=head,
-            norm=self._keep(weights.take("model.norm.weight").float()),
+            norm=self._keep(weights.take("model.norm.weight", shape.hidden).float()),
             embedding=embedding,
             attention=attention,
             num_layers=shape.num_layers,
             hidden=shape.hidden,
             inner=shape.intermediate,
             vocab=shape.vocab_size,
+            num_threads=library.amx_num_threads(),
         )
         self._allocate(limits)
 
     def forward(self, step: PackedStep) -> Tensor:
-        """Logits ``[num_sampled, vocab]`` in float32, valid until the next call."""
+        """Logits ``[num_sampled, vocab]`` in float32, valid until the next call.
+
+        Raises:
+            IndexError: a token outside the vocabulary.
+        """
         num_sampled = len(step.sampled_rows)
+        # C looks at no bounds.
+        assert len(step.token_ids) <= self.limits.max_tokens, len(step.token_ids)
+        assert num_sampled <= len(step.spans) <= self.limits.max_seqs, len(step.spans)
+        if not 0 <= min(step.token_ids) <= max(step.token_ids) < self._shape.vocab_size:
+            raise IndexError(f"a token id is outside the vocabulary of {self._shape.vocab_size}")
         c_step = Step(
             *(a.buffer_info()[0] for a in (step.token_ids, step.positions, step.slots)),
             step.sampled_rows.buffer_info()[0],
@@ -187,22 +198,26 @@ class AmxDecoder:
         return None if tensor is None else tensor.data_ptr()
 
     def _load_layer(self, index: int, weights: Weights, cache: AmxCache) -> Layer:
-        prefix = f"model.layers.{index}."
+        prefix, shape = f"model.layers.{index}.", self._shape
         layer = Layer(
             attention=AttentionLayer(
                 *cache.addresses(index),
                 *(
                     self._keep(None if norm is None else norm.float())
                     for norm in (
-                        weights.optional(prefix + "self_attn.q_norm.weight"),
-                        weights.optional(prefix + "self_attn.k_norm.weight"),
+                        weights.optional(prefix + "self_attn.q_norm.weight", shape.head_dim),
+                        weights.optional(prefix + "self_attn.k_norm.weight", shape.head_dim),
                     )
                 ),
             ),
-            input_norm=self._keep(weights.take(prefix + "input_layernorm.weight").float()),
-            mlp_norm=self._keep(weights.take(prefix + "post_attention_layernorm.weight").float()),
+            input_norm=self._keep(
+                weights.take(prefix + "input_layernorm.weight", shape.hidden).float()
+            ),
+            mlp_norm=self._keep(
+                weights.take(prefix + "post_attention_layernorm.weight", shape.hidden).float()
+            ),
         )
-        products = zip(parts_of(self._shape, index), EPILOGUES, strict=True)
+        products = zip(parts_of(shape, index), EPILOGUES, strict=True)
         for i, (parts, epilogue) in enumerate(products):
             linear = PackedLinear(
                 self._library, parts, weights, epilogue=epilogue, index=4 * index + i
@@ -218,8 +233,10 @@ class AmxDecoder:
         part = Part(name, self._shape.vocab_size, self._shape.hidden, 0, 1)
         head = PackedLinear(self._library, [part], weights, epilogue=STORE_F32)
         self._kept.append(head)
-        embedding = None if is_tied else weights.take("model.embed_tokens.weight").contiguous()
-        return head.c, self._keep(embedding)
+        if is_tied:
+            return head.c, None
+        size = (self._shape.vocab_size, self._shape.hidden)
+        return head.c, self._keep(weights.take("model.embed_tokens.weight", *size).contiguous())
 
     def _allocate(self, limits: DecoderLimits) -> None:
         """Give the model its working memory."""

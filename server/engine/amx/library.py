@@ -6,6 +6,7 @@ holding the GIL. The structures below mirror those of kernels.h and decoder.c, f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import sysconfig
@@ -128,6 +129,8 @@ class Model(Structure):
         ("hidden", c_int32),
         ("inner", c_int32),
         ("vocab", c_int32),
+        ("num_threads", c_int32),
+        ("pad", c_int32),
         ("x", c_void_p),
         ("normed", c_void_p),
         ("qkv", c_void_p),
@@ -159,6 +162,8 @@ class Step(Structure):
 _SIGNATURES = {
     # name: (result, arguments in the order of the C function)
     "amx_init": (c_int32, [c_int32]),
+    "amx_fits": (c_int32, [c_size_t] * 4),
+    "amx_num_threads": (c_int32, []),
     "amx_pack": (None, [c_void_p, c_void_p, c_int32, c_int32, c_int32, c_int32]),
     "amx_pack_lora": (None, [c_void_p] * 4 + [c_int32] * 3),
     "amx_scratch_values": (c_size_t, [c_int32]),
@@ -177,6 +182,10 @@ def why_not() -> str | None:
             f"{library_path().name} was not compiled at installation; install a C compiler and "
             "install the package again"
         )
+    try:
+        open_library(1)
+    except OSError as error:
+        return str(error)
     return None
 
 
@@ -187,24 +196,40 @@ def library_path() -> Path:
 def open_library(num_threads: int) -> ctypes.CDLL:
     """Load the kernels and allow this process the tile registers.
 
+    The calling thread's products, and those of models it makes, are shared by ``num_threads``.
+
     Raises:
-        OSError: the operating system refuses them.
+        OSError: the file is no library, is of other sources, or the operating system refuses.
     """
     library = ctypes.CDLL(str(library_path()))
+    stale = f"{library_path().name} was compiled from other sources; install the package again"
     for name, (result, arguments) in _SIGNATURES.items():
+        if not hasattr(library, name):
+            raise OSError(stale)
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
+    if not library.amx_fits(*(ctypes.sizeof(s) for s in (Model, Layer, Step, LoraLinear))):
+        raise OSError(stale)
     if library.amx_init(num_threads) != 0:
         raise OSError("the operating system does not allow the use of AMX tile registers")
     return library
 
 
 def huge_pages(num_values: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Zeros on huge pages where the system has them: fewer address translations per weight read."""
+    """Zeros on huge pages where the system has them: fewer address translations per weight read.
+
+    Raises:
+        MemoryError: there is no room.
+    """
     # Private: Python's default is a shared mapping, which gets small pages.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    area = mmap.mmap(-1, max(num_values * dtype.itemsize, 1), flags=flags)
-    area.madvise(mmap.MADV_HUGEPAGE)
+    num_bytes = num_values * dtype.itemsize
+    try:
+        area = mmap.mmap(-1, num_bytes, flags=flags)
+    except OSError as error:
+        raise MemoryError(f"no room for {num_bytes} bytes") from error
+    with contextlib.suppress(OSError):  # a system without them
+        area.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(area, dtype=dtype)
 
 

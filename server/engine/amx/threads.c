@@ -22,7 +22,7 @@ static struct {
     atomic_flag is_taken;
     Work *work;
     const void *argument;
-    int num_items;
+    int num_items, num_threads;
     _Atomic int next_item;   /* first item that nobody took */
     _Atomic int is_open;     /* items may be taken */
     _Atomic int num_active;  /* workers that may be taking items */
@@ -31,9 +31,12 @@ static struct {
 } job;
 
 static int num_workers;
+static _Thread_local int team = 1;             /* threads that share this thread's work */
 static _Thread_local const TileConfig *loaded; /* configuration of this thread's tile registers */
 
-int num_threads(void) { return num_workers + 1; }
+int num_threads(void) { return team; }
+
+void use_threads(int num) { team = num; }
 
 void use_tiles(const TileConfig *config) {
     if (loaded != config) _tile_loadconfig(config);
@@ -63,7 +66,7 @@ static void *work_forever(void *argument) {
         }
         seen = atomic_load(&job.generation);
         atomic_fetch_add(&job.num_active, 1); /* before looking: share waits for who looked in time */
-        if (atomic_load(&job.is_open)) take_items(thread);
+        if (atomic_load(&job.is_open) && thread < job.num_threads) take_items(thread);
         atomic_fetch_sub(&job.num_active, 1);
     }
     return NULL;
@@ -78,8 +81,9 @@ void share(Work *work, const void *argument, int num_items) {
     job.work = work;
     job.argument = argument;
     job.num_items = num_items;
+    job.num_threads = team;
     atomic_store(&job.next_item, 0);
-    if (num_workers && num_items > 1) {
+    if (team > 1 && num_items > 1) {
         atomic_store(&job.is_open, 1);
         atomic_fetch_add(&job.generation, 1);
         if (atomic_load(&job.num_sleeping))
@@ -91,14 +95,16 @@ void share(Work *work, const void *argument, int num_items) {
     atomic_flag_clear(&job.is_taken);
 }
 
-/* Ask the system for the tile registers and start the threads, once per process; 0 if all went
- * well. A later call may raise the number of threads but not lower it. */
+/* Ask the system for the tile registers; 0 if it allows them. Workers are started once per process,
+ * as many as the largest of its engines wants; where the system has no more, their help is missed
+ * and nothing else. */
 int amx_init(int threads) {
     if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) != 0) return 1;
     for (; num_workers + 1 < threads; num_workers++) {
         pthread_t id;
-        if (pthread_create(&id, NULL, work_forever, (void *)(intptr_t)(num_workers + 1))) return 2;
+        if (pthread_create(&id, NULL, work_forever, (void *)(intptr_t)(num_workers + 1))) break;
         pthread_detach(id);
     }
+    use_threads(threads); /* this thread packs the weights */
     return 0;
 }

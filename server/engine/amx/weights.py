@@ -77,12 +77,12 @@ class PackedLinear:
         num_tiles = sum(p.num_tiles for p in parts)
         num_panels = -(-num_tiles // 2)
         self.weight = huge_pages(num_panels * 2 * TILE * in_features)
-        biases = [weights.optional(f"{p.module}.bias") for p in parts]
+        biases = [weights.optional(f"{p.module}.bias", p.out_features) for p in parts]
         self.bias: Tensor | None = None
         if any(b is not None for b in biases):
             self.bias = torch.zeros(num_panels * 2, TILE)
         for part, bias in zip(parts, biases, strict=True):
-            raw = weights.take(f"{part.module}.weight").contiguous()
+            raw = weights.take(f"{part.module}.weight", part.out_features, in_features).contiguous()
             library.amx_pack(
                 self.weight.data_ptr(),
                 raw.data_ptr(),
@@ -126,6 +126,7 @@ class PackedLora:
                 at = b + 2 * num_b
                 _pack(library, part, pair, (a, b))
                 rank = pair.a.shape[0]
+                assert rank <= self.num_rows, part
                 linear.parts[linear.num_parts] = LoraPart(
                     a, b, part.first_tile, part.stride, part.num_tiles, rank
                 )
@@ -142,6 +143,8 @@ def _present(
 
 def _num_values(part: Part, pair: LoraPair) -> tuple[int, int]:
     rank = pair.a.shape[0]
+    assert pair.a.shape == (rank, part.in_features), part  # or C would read beside it
+    assert pair.b.shape == (part.out_features, rank), part
     return -(-rank // TILE) * TILE * part.in_features, (rank + rank % 2) * part.out_features
 
 
