@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,9 +32,9 @@ from loadtests.bench import (
     remarks,
     summary,
 )
-from loadtests.contenders import NAMES, commit, spec_of, versions
+from loadtests.contenders import NAMES, commit, processor, spec_of, versions
 from loadtests.measure import Load, Sample, Target, open_target
-from loadtests.servers import ROOT, CannotStart, Running, running
+from loadtests.servers import ROOT, CannotStart, Running, end_on_sigterm, running
 
 JSON = dict[str, Any]
 Samples = dict[str, dict[str, list[Sample]]]  # row's key → server's name → one per round
@@ -117,7 +116,7 @@ def compare(options: argparse.Namespace, names: Sequence[str]) -> JSON:
         "threads": options.threads,
         "rounds": options.rounds,
         "seed": seed,
-        "machine": {"cpus": os.cpu_count(), "processor": platform.processor()},
+        "machine": {"cpus": os.cpu_count(), "processor": processor()},
         "versions": {server.name: versions(server.name) for server in servers},
         "peak_mib": memory,
         "rows": rows,
@@ -200,4 +199,5 @@ def _row(load: Load, by_server: Mapping[str, Sequence[Sample]]) -> JSON:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.bench import FAILURES, chosen_seed, measure, positive, remarks
-from loadtests.contenders import commit, ours_command
+from loadtests.contenders import commit, ours_command, processor
 from loadtests.measure import Load, Target, loads, open_target
 from loadtests.peers import made_base
-from loadtests.servers import ROOT, CannotStart, Running, Spec, running
+from loadtests.servers import ROOT, CannotStart, Running, Spec, end_on_sigterm, running
 
 JSON = dict[str, Any]
 OVERHEAD_LOAD = Load("streams_1", "1 stream", 1, 128, 128)
@@ -89,6 +89,7 @@ def whole(options: argparse.Namespace) -> JSON:
     return {
         "commit": commit(),
         "seed": seed,
+        "machine": {"cpus": os.cpu_count(), "processor": processor()},
         "engine": engine,
         "http_peak_mib": peak,
         "rows": [*over_http, *engine["rows"], overhead],
@@ -197,4 +198,5 @@ def _short(value: float) -> str:
 
 
 if __name__ == "__main__":
+    end_on_sigterm()
     sys.exit(main())

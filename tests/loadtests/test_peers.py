@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from rich.console import Console
 from loadtests import contenders, openvino_server, peers, whole
 from loadtests.client import get_json, parse, parse_url, post_json, record
 from loadtests.measure import Load, Sample
-from loadtests.servers import CannotStart, Spec, running
+from loadtests.servers import ROOT, CannotStart, Spec, running
 from tests.loadtests.fake_completions import Manners, fake_completions
 
 TINY_SERVER = """
@@ -91,6 +92,27 @@ def test_a_started_server_can_be_paused_and_is_ended() -> None:
         server.pause()  # ended even while paused
     assert server.process is not None
     assert server.process.poll() is not None
+
+
+OWNER = """
+import sys, time
+from loadtests.servers import Spec, end_on_sigterm, running
+end_on_sigterm()
+with running(Spec("tiny", [sys.executable, "-c", sys.argv[1], "{port}"])) as server:
+    server.pause()
+    print(server.process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_servers_do_not_outlive_a_comparison_that_is_told_to_end() -> None:
+    command = [sys.executable, "-c", OWNER, TINY_SERVER]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        owner.terminate()
+        assert owner.wait(20) == 143
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def state_of(process: Any) -> str:
