@@ -3,7 +3,7 @@
 Penalties follow OpenAI's formulas (``logit -= count * frequency + (count > 0) * presence`` over
 generated tokens). Randomness is one uniform number per row, a pure function of the request's seed
 and position, turned into a token by inverting the cumulative distribution; rows never influence
-each other.
+each other, not even in the order in which their tokens are laid out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 
 from server.engine.errors import NonFiniteLogits
-from server.engine.request import TokenLogprob
+from server.engine.request import SamplingParams, TokenLogprob
 from server.engine.sequence import Sequence
+
+NUM_CANDIDATES = 512  # best tokens looked at first; sorting a whole vocabulary costs 20 times more
+BLOCK = 256  # probabilities summed at once
+MIN_TEMPERATURE = 1e-6
+MAX_UNIFORM = 1.0 - 2.0**-48
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +37,19 @@ def sample(logits: Tensor, rows: Rows[Sequence], eos_token_ids: frozenset[int]) 
     """Choose one token per row of ``logits [len(rows), vocab]`` (float32; changed in place).
 
     Raises:
-        NonFiniteLogits: a row holds NaN, which no rule could turn into a token.
+        NonFiniteLogits: a row's best is NaN or infinite, which no rule could turn into a token.
     """
     best, greedy = logits.max(dim=-1)
-    if torch.isnan(best).any():
-        raise NonFiniteLogits("the forward pass produced NaN logits")
+    if not torch.isfinite(best).all():
+        raise NonFiniteLogits("the forward pass produced logits that are not finite")
     logprobs = _logprobs(logits, rows)
     if any([_adjust(logits[i], seq, eos_token_ids) for i, seq in enumerate(rows)]):
         greedy = logits.argmax(dim=-1)
     tokens = greedy.tolist()
     drawn = [i for i, seq in enumerate(rows) if seq.request.sampling.temperature > 0]
     if drawn:
-        picks = _draw(logits[drawn], [rows[i] for i in drawn])
+        chosen = logits if len(drawn) == len(rows) else logits[drawn]
+        picks = _draw(chosen, [rows[i] for i in drawn])
         for i, token in zip(drawn, picks, strict=True):
             tokens[i] = token
     return [Sampled(token, _chosen(token, logprobs.get(i))) for i, token in enumerate(tokens)]
@@ -67,41 +73,91 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
 
 
 def _draw(logits: Tensor, rows: Rows[Sequence]) -> list[int]:
-    """Sample ``logits [n, vocab]``; rows with a truncating rule are sorted, the others are not."""
-    params = [seq.request.sampling for seq in rows]
+    """Sample ``logits [n, vocab]``, each row by its own rules; the logits are used up."""
     device = logits.device
-    temperature = torch.tensor([p.temperature for p in params], device=device)
+    # Below the least temperature all but the best are impossible anyway; it keeps inf out.
+    temperatures = [max(s.request.sampling.temperature, MIN_TEMPERATURE) for s in rows]
+    probs = torch.softmax(logits.div_(torch.tensor(temperatures, device=device)[:, None]), dim=-1)
     uniform = torch.tensor([seq.uniform() for seq in rows], dtype=torch.float64, device=device)
-    probs = torch.softmax(logits / temperature[:, None], dim=-1)
-    order: Tensor | None = None
-    if any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params):
-        probs, order = probs.sort(dim=-1, descending=True, stable=True)
-        probs = _truncate(
-            probs,
-            torch.tensor([p.top_p for p in params], device=device),
-            torch.tensor([p.top_k or probs.shape[1] for p in params], device=device),
-            torch.tensor([p.min_p for p in params], device=device),
-        )
-    cumulative = probs.double().cumsum(dim=-1)  # [n, vocab]
-    # Scaled by the mass that is left, so nothing needs normalising; u < 1 keeps the pick inside.
-    threshold = uniform * cumulative[:, -1]
-    picks = torch.searchsorted(cumulative, threshold[:, None], right=True)
-    if order is not None:
-        picks = order.gather(1, picks)
-    return [int(t) for t in picks[:, 0].tolist()]
+    cut = [i for i, seq in enumerate(rows) if _is_truncated(seq.request.sampling)]
+    if not cut:
+        return _invert(probs, uniform)
+    tokens = [0] * len(rows)
+    picks = _draw_truncated(probs[cut], uniform[cut], [rows[i] for i in cut])
+    for i, token in zip(cut, picks, strict=True):
+        tokens[i] = token
+    if whole := [i for i in range(len(rows)) if not _is_truncated(rows[i].request.sampling)]:
+        for i, token in zip(whole, _invert(probs[whole], uniform[whole]), strict=True):
+            tokens[i] = token
+    return tokens
 
 
-def _truncate(probs: Tensor, top_p: Tensor, top_k: Tensor, min_p: Tensor) -> Tensor:
+def _is_truncated(params: SamplingParams) -> bool:
+    return params.top_p < 1 or params.top_k > 0 or params.min_p > 0
+
+
+def _draw_truncated(probs: Tensor, uniform: Tensor, rows: Rows[Sequence]) -> list[int]:
+    """Sample ``probs [n, vocab]`` among what top-k, top-p and min-p leave of them."""
+    best, order = probs.topk(min(NUM_CANDIDATES, probs.shape[1]), dim=-1)
+    kept = _truncate(best, rows)
+    # A row whose last candidate stays may go on behind it: that one is sorted as a whole.
+    is_open = (kept[:, -1] > 0).tolist()
+    picks = _invert(kept, uniform)
+    tokens = order.gather(1, torch.tensor(picks, device=order.device)[:, None])[:, 0].tolist()
+    for i, seq in enumerate(rows):
+        if is_open[i] and best.shape[1] < probs.shape[1]:
+            sorted_, whole_order = probs[i : i + 1].sort(dim=-1, descending=True, stable=True)
+            (pick,) = _invert(_truncate(sorted_, [seq]), uniform[i : i + 1])
+            tokens[i] = int(whole_order[0, pick])
+    return tokens
+
+
+def _truncate(probs: Tensor, rows: Rows[Sequence]) -> Tensor:
     """Zero what top-k, top-p (Holtzman et al., 2020) and min-p (Nguyen et al., 2024) exclude.
 
-    ``probs [n, vocab]`` is sorted, best first; the best token always stays.
+    ``probs [n, any]`` is sorted, best first; the best token always stays.
     """
-    ranks = torch.arange(probs.shape[1], device=probs.device)
-    mass_before = probs.cumsum(dim=-1) - probs
+    params = [seq.request.sampling for seq in rows]
+    device, width = probs.device, probs.shape[1]
+    top_k = torch.tensor([p.top_k or width for p in params], device=device)
+    # A mass of 1 excludes nothing, whatever rounding makes of the sum.
+    top_p = torch.tensor(
+        [p.top_p if p.top_p < 1 else torch.inf for p in params], dtype=torch.float64, device=device
+    )
+    min_p = torch.tensor([p.min_p for p in params], device=device)
+    ranks = torch.arange(width, device=device)
+    exact = probs.double()
+    mass_before = exact.cumsum(dim=-1) - exact
     keep = (ranks < top_k[:, None]) & (mass_before < top_p[:, None])
     keep &= probs >= min_p[:, None] * probs[:, :1]
     keep[:, 0] = True
     return probs * keep
+
+
+def _invert(probs: Tensor, uniform: Tensor) -> list[int]:
+    """The index in ``probs [n, any]`` at which their running sum passes ``uniform [n]``.
+
+    Scaled by the sum, so nothing needs normalising. First the block is found, then the place in it:
+    a running sum over a whole vocabulary takes longer than its softmax.
+    """
+    width = probs.shape[1]
+    # [n, blocks]; the last block may be shorter, or empty
+    tail = probs[:, width - width % BLOCK :].sum(-1, keepdim=True)
+    sums = probs[:, :0] if width < BLOCK else probs.unfold(1, BLOCK, BLOCK).sum(-1)
+    sums = torch.cat((sums, tail), dim=1).double()
+    upto = sums.cumsum(-1)
+    threshold = (uniform * upto[:, -1])[:, None]
+    block = torch.searchsorted(upto, threshold, right=True)  # [n, 1], its sum is above 0
+    size = sums.gather(1, block)
+    rest = (threshold - (upto.gather(1, block) - size)) / size
+
+    places = block * BLOCK + torch.arange(BLOCK, device=probs.device)  # [n, BLOCK]
+    inside = probs.gather(1, places.clamp(max=width - 1)).double() * (places < width)
+    inside = inside.cumsum(-1)
+    # Rounding must not carry the draw over the block's end, where nothing has probability.
+    rest = rest.clamp(0.0, MAX_UNIFORM) * inside[:, -1:]
+    picks = places.gather(1, torch.searchsorted(inside, rest, right=True))
+    return [int(i) for i in picks[:, 0].tolist()]
 
 
 def _logprobs(logits: Tensor, rows: Rows[Sequence]) -> dict[int, tuple[Tensor, TokenLogprob]]:
