@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from server.bench.machine import Ceilings
+
+Bound = Callable[[Ceilings], float]
 Unit = Literal["ms", "s", "MiB", "x", "x step", "% of time", "tok/s", "%"]
 GROWING = ("tok/s", "%")  # more is better
 
@@ -37,17 +40,23 @@ def at_least(limit: float) -> Aim:
 class Figure:
     """A row of the table: the median of its samples, their spread, its floor and its aim.
 
-    ``floor`` is in the figure's own unit: the bound that bytes or operations set, a time from below
-    and a rate or a share from above. ``details`` go into the JSON only.
+    ``bound`` gives, for the machine's ceilings, what bytes or operations allow in the figure's own
+    unit: a time from below, a rate or a share from above. ``floor`` is that number once the
+    ceilings are settled, see `beside`. ``details`` go into the JSON only.
     """
 
     key: str
     title: str
     unit: Unit
     samples: tuple[float, ...]
-    floor: float | None = None
+    bound: Bound | None = None
     aim: Aim | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    floor: float | None = None
+
+    def beside(self, ceilings: Ceilings) -> Figure:
+        """The figure with its floor under these ceilings."""
+        return self if self.bound is None else replace(self, floor=self.bound(ceilings))
 
     @property
     def value(self) -> float:
@@ -81,6 +90,11 @@ class Figure:
             "verdict": self.verdict or None,
             **self.details,
         }
+
+
+def fixed(value: float) -> Bound:
+    """A bound that does not depend on the machine."""
+    return lambda ceilings: value
 
 
 def ratios(values: Sequence[float], base: Sequence[float]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artifacts.adapter import LoraWeights
-from server.bench.figure import Figure, at_most
+from server.bench.figure import Figure, at_most, fixed
 from server.bench.loads import RANK
 from server.bench.run import Run
 from server.bench.traffic import Client, Clocked, random_adapter
@@ -82,7 +82,9 @@ async def hot_load(run: Run) -> list[Figure]:
     gap_title = "longest gap of a stream meanwhile, in normal steps"
     return [
         Figure("hotload", title, "s", took, None, at_most(0.3)),
-        Figure("hotload_gap", gap_title, "x step", gaps, 1.0, at_most(2), {"first_use": first_use}),
+        Figure(
+            "hotload_gap", gap_title, "x step", gaps, fixed(1), at_most(2), {"first_use": first_use}
+        ),
     ]
 
 

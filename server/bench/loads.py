@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from server.bench.figure import Aim, Figure, at_least, at_most, ratios
+from server.bench.figure import Aim, Bound, Figure, at_least, at_most, fixed, ratios
 from server.bench.floors import Traffic, percentile, prefill_s, tokens_per_s
+from server.bench.machine import Ceilings
 from server.bench.run import Run
 from server.bench.traffic import Client, random_adapter
 
@@ -52,9 +54,12 @@ async def first_token(run: Run, client: Client) -> Figure:
     for _ in run.rounds("first token", run.repeats * FIRST_TOKEN_REPEATS):
         answer = await client.ask(client.prompt(LONG_PROMPT), 1)
         samples.append(answer.ttft_s * 1e3)
-    floor = prefill_s(run.cost, Traffic(1, LONG_PROMPT, 1), run.ceilings) * 1e3
     title = f"TTFT, {LONG_PROMPT}-token prompt, alone"
-    return Figure("ttft", title, "ms", tuple(samples), floor, at_most(330))
+    return Figure("ttft", title, "ms", tuple(samples), _first_token_ms(run), at_most(330))
+
+
+def _first_token_ms(run: Run) -> Bound:
+    return lambda ceilings: 1e3 * prefill_s(run.cost, Traffic(1, LONG_PROMPT, 1), ceilings)
 
 
 async def throughput(
@@ -77,7 +82,7 @@ async def throughput(
             mix.title,
             "tok/s",
             tuple(samples[mix.key]),
-            tokens_per_s(run.cost, mix.traffic(PROMPT, num_new, rank), run.ceilings),
+            partial(tokens_per_s, run.cost, mix.traffic(PROMPT, num_new, rank)),
             mix.aim,
             {
                 "streams": len(mix.adapters),
@@ -91,11 +96,15 @@ async def throughput(
 
 def share_of(figure: Figure, base: Figure, title: str, aim: Aim) -> Figure:
     """``figure`` in per cent of ``base``, pair by pair; its floor is the ratio of theirs."""
-    assert figure.floor is not None
-    assert base.floor is not None
-    bound = 100 * figure.floor / base.floor
     samples = ratios(figure.samples, base.samples)
-    return Figure(f"{figure.key}_share", title, "%", samples, bound, aim)
+    return Figure(f"{figure.key}_share", title, "%", samples, _share_bound(figure, base), aim)
+
+
+def _share_bound(figure: Figure, base: Figure) -> Bound:
+    own, other = figure.bound, base.bound
+    assert own is not None
+    assert other is not None
+    return lambda ceilings: 100 * own(ceilings) / other(ceilings)
 
 
 async def adapter_mixes(run: Run, client: Client) -> list[Mix]:
@@ -143,8 +152,20 @@ async def large_rank(run: Run) -> list[Figure]:
         key = await client.add(random_adapter(run.setup.base, LARGE_RANK, 0))
         mixes = []
         for n in (1, 8):
-            mixes.append(Mix(f"rank256_base_{n}", f"beside rank 256: base, {n}", (None,) * n))
-            mixes.append(Mix(f"rank256_{n}", f"one rank-256 adapter, {n}", (key,) * n))
+            mixes.append(
+                Mix(
+                    f"rank256_base_{n}",
+                    f"base beside it, {n} stream{'s' if n > 1 else ''}",
+                    (None,) * n,
+                )
+            )
+            mixes.append(
+                Mix(
+                    f"rank256_{n}",
+                    f"one rank-256 adapter, {n} stream{'s' if n > 1 else ''}",
+                    (key,) * n,
+                )
+            )
         measured = await throughput(run, client, mixes, LARGE_RANK)
     figures = list(measured.values())
     for n in (1, 8):
@@ -167,7 +188,7 @@ async def untouched(run: Run) -> list[Figure]:
             rates[is_loaded].append(rate)
     title = "base-only traffic with adapters loaded, of an engine with none"
     samples = ratios(rates[True], rates[False])
-    return [Figure("untouched", title, "%", samples, 100.0, at_least(98))]
+    return [Figure("untouched", title, "%", samples, fixed(100), at_least(98))]
 
 
 async def second_turn(run: Run) -> list[Figure]:
@@ -183,10 +204,14 @@ async def second_turn(run: Run) -> list[Figure]:
             firsts.append(first.ttft_s * 1e3)
             seconds.append(second.ttft_s * 1e3)
             shares.append(100 * second.ttft_s / first.ttft_s)
-    again = Traffic(1, LONG_PROMPT + num_answer + num_question, 1)
-    floor_ms = 1e3 * prefill_s(run.cost, again, run.ceilings, num_cached=LONG_PROMPT)
     first_ms = percentile(firsts, 50)
-    bound = 100 * floor_ms / first_ms  # no second turn can be a smaller share of this first one
+    again = Traffic(1, LONG_PROMPT + num_answer + num_question, 1)
+
+    def bound(ceilings: Ceilings) -> float:
+        """No second turn can be a smaller share of this first one."""
+        floor_s = prefill_s(run.cost, again, ceilings, num_cached=LONG_PROMPT)
+        return 1e5 * floor_s / first_ms
+
     details = {"first_ms": first_ms, "second_ms": percentile(seconds, 50)}
     title = f"second turn of a chat, {LONG_PROMPT} shared tokens: TTFT of the first's"
     return [Figure("chat", title, "% of time", tuple(shares), bound, at_most(20), details)]

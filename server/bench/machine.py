@@ -28,6 +28,13 @@ class Ceilings:
     read_bytes_s: float
     matmul_flop_s: float
 
+    def best_of(self, other: Ceilings) -> Ceilings:
+        """The higher of both: a noisy moment lowers a ceiling, nothing raises it."""
+        return Ceilings(
+            max(self.read_bytes_s, other.read_bytes_s),
+            max(self.matmul_flop_s, other.matmul_flop_s),
+        )
+
 
 def measure_in_child(num_threads: int, dtype: str) -> Ceilings:
     """Measure in a process of its own. Raises RuntimeError with what it printed if it fails."""

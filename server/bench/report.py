@@ -48,13 +48,11 @@ def machine_line(ceilings: Ceilings, num_threads: int) -> str:
     )
 
 
-def as_json(
-    facts: dict[str, Any], ceilings: Sequence[Ceilings], figures: Sequence[Figure]
-) -> dict[str, Any]:
-    """Everything; ``ceilings`` are those before, which the floors are made of, and after."""
+def as_json(facts: dict[str, Any], ceilings: Ceilings, figures: Sequence[Figure]) -> dict[str, Any]:
+    """Everything; ``ceilings`` are those that the floors follow from."""
     return {
         **facts,
-        "ceilings": [asdict(each) for each in ceilings],
+        "ceilings": asdict(ceilings),
         "rows": [figure.as_json() for figure in figures],
     }
 

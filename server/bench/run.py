@@ -1,4 +1,4 @@
-"""What every row of one run needs: the engines' setup, the base's cost, ceilings, progress."""
+"""What every row of one run needs: the engines' setup, the base's cost, progress."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from rich.progress import Progress
 
 from server.bench.floors import BaseCost
-from server.bench.machine import Ceilings
 from server.bench.traffic import Setup
 
 QUICK_DIVISOR = 8
@@ -20,7 +19,6 @@ class Run:
 
     setup: Setup
     cost: BaseCost
-    ceilings: Ceilings
     progress: Progress
     repeats: int = 3
     is_quick: bool = False

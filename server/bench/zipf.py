@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.bench.figure import Figure, at_most
+from server.bench.figure import Figure, at_most, fixed
 from server.bench.floors import percentile
 from server.bench.loads import RANK
 from server.bench.run import Run
@@ -76,7 +76,7 @@ async def zipf(run: Run) -> list[Figure]:
         **{f"{n}_ttft_p{q}_ms": percentile(slots[n], q) for n in slots for q in (50, 90)},
     }
     title = f"{NUM_ADAPTERS} adapters, {NUM_SLOTS} slots, Zipf: TTFT P90 of all-resident"
-    return [Figure("zipf", title, "x", tuple(ratios), 1.0, at_most(1.3), details)]
+    return [Figure("zipf", title, "x", tuple(ratios), fixed(1), at_most(1.3), details)]
 
 
 def _num_requests(run: Run) -> int:

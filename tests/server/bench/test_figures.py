@@ -9,18 +9,21 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from server.bench.figure import Figure, at_least, at_most, ratios
+from server.bench.figure import Figure, at_least, at_most, fixed, ratios
 from server.bench.hotload import longest_gap, normal_step
 from server.bench.loads import Mix, share_of
+from server.bench.machine import Ceilings
 from server.bench.report import table
 from server.bench.shape import is_shape, with_all_ids
 from server.bench.traffic import Clocked
 from server.bench.zipf import arrivals
 
+MACHINE = Ceilings(1.0, 1.0)
+
 
 def test_less_time_and_more_rate_are_nearer_the_floor() -> None:
-    assert Figure("a", "a", "ms", (200.0,), 100.0).of_floor == 0.5
-    assert Figure("a", "a", "tok/s", (15.0,), 30.0).of_floor == 0.5
+    assert Figure("a", "a", "ms", (200.0,), fixed(100)).beside(MACHINE).of_floor == 0.5
+    assert Figure("a", "a", "tok/s", (15.0,), fixed(30)).beside(MACHINE).of_floor == 0.5
     assert Figure("a", "a", "s", (1.0,)).of_floor is None
 
 
@@ -34,9 +37,19 @@ def test_the_median_is_judged_and_the_spread_shown() -> None:
 
 def test_shares_compare_within_a_round() -> None:
     assert ratios((80.0, 40.0), (100.0, 50.0)) == (80.0, 80.0)
-    base = Figure("b", "b", "tok/s", (100.0, 50.0), 200.0)
-    share = share_of(Figure("a", "a", "tok/s", (80.0, 40.0), 175.0), base, "t", at_least(82))
+    base = Figure("b", "b", "tok/s", (100.0, 50.0), fixed(200))
+    figure = Figure("a", "a", "tok/s", (80.0, 40.0), fixed(175))
+    share = share_of(figure, base, "t", at_least(82)).beside(MACHINE)
     assert (share.value, share.floor, share.verdict) == (80.0, 87.5, "missed")
+
+
+def test_floors_follow_from_the_best_that_the_machine_did() -> None:
+    """Else a noisy moment before the run would make floors that every figure beats."""
+    best = Ceilings(1.0, 5.0).best_of(Ceilings(2.0, 4.0))
+    assert best == Ceilings(2.0, 5.0)
+    figure = Figure("a", "a", "tok/s", (1.0,), lambda ceilings: ceilings.read_bytes_s)
+    assert figure.floor is None
+    assert figure.beside(best).floor == 2.0
 
 
 def test_a_mix_counts_each_adapter_once() -> None:
@@ -98,7 +111,7 @@ def test_aims_hold_for_the_shape_they_were_set_for() -> None:
 
 def test_the_table_shows_floor_aim_and_verdict() -> None:
     out = io.StringIO()
-    figure = Figure("a", "one stream", "tok/s", (22.0, 25.0, 26.0), 30.0, at_least(24))
-    Console(file=out, width=120).print(table("t", [figure]))
+    figure = Figure("a", "one stream", "tok/s", (22.0, 25.0, 26.0), fixed(30), at_least(24))
+    Console(file=out, width=120).print(table("t", [figure.beside(MACHINE)]))
     for cell in ("one stream", "25.0 tok/s", "22.0-26.0", "30.0", "83 %", ">= 24", "met"):
         assert cell in out.getvalue()
