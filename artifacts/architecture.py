@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from artifacts.errors import InvalidInput
@@ -27,6 +28,28 @@ EFFECTIVE_KEYS = (
     "mlp_bias",
 )
 
+# Rotary scalings whose frequencies are fixed. "dynamic" and "longrope" change them with the length
+# of each request, so that two requests of one batch would need different ones.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# What other families do at these keys, where one of ours would be silently something else.
+FOREIGN_KEYS = {
+    "num_experts": "its layers are mixtures of experts",
+    "num_local_experts": "its layers are mixtures of experts",
+    "n_routed_experts": "its layers are mixtures of experts",
+    "attn_logit_softcapping": "its attention logits are capped",
+    "final_logit_softcapping": "its logits are capped",
+    "attention_chunk_size": "its attention is limited to chunks",
+    "query_pre_attn_scalar": "its attention is scaled in its own way",
+    "attention_multiplier": "its attention is scaled in its own way",
+    "embedding_multiplier": "its embeddings are scaled",
+    "residual_multiplier": "its residual stream is scaled",
+    "logits_scaling": "its logits are scaled",
+    "logit_scale": "its logits are scaled",
+    "use_qk_norm": "its queries and keys are normalised in its own way",
+    "qk_layernorm": "its queries and keys are normalised in its own way",
+}
+
 
 def check_type(model_type: object, source: object) -> None:
     """InvalidInput for a family that we do not serve, by name."""
@@ -41,6 +64,7 @@ def check_type(model_type: object, source: object) -> None:
 def check_config(config: Any, source: object) -> None:
     """InvalidInput for settings of a supported family that would change its answers unseen."""
     window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
     if window is not None and window < config.max_position_embeddings and _has_window(config):
         raise InvalidInput(
             f"{source}: attention is limited to a sliding window of {window} tokens, which is not "
@@ -48,18 +72,64 @@ def check_config(config: Any, source: object) -> None:
             f"max_position_embeddings to {window} in its config.json",
             param="model",
         )
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
+    if kinds - {"full_attention", "sliding_attention"}:
+        other = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
+        raise _unsupported(source, f"some of its layers attend by {other}")
+    if getattr(config, "quantization_config", None) is not None:
         raise InvalidInput(
             f"{source}: its weights are stored quantised; give the 16-bit checkpoint and let "
             "--quantization do it at load time",
             param="model",
         )
     if config.hidden_act != "silu":
-        raise InvalidInput(
-            f"{source}: activation {config.hidden_act!r} is not supported, only 'silu'",
-            param="model",
+        raise _unsupported(source, f"its activation is {config.hidden_act!r}, not 'silu'")
+    for key, meaning in FOREIGN_KEYS.items():
+        if getattr(config, key, None) not in (None, False, 0, 1):
+            raise _unsupported(source, f"{meaning} ({key})")
+    _check_rope(config, source)
+
+
+def _check_rope(config: Any, source: object) -> None:
+    parameters = config.rope_parameters
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise _unsupported(source, "its layers have different rotary embeddings (rope_parameters)")
+    kind = parameters.get("rope_type", "default")
+    if kind not in ROPE_TYPES:
+        raise _unsupported(
+            source, f"its rope_type is {kind!r}, only {', '.join(ROPE_TYPES)} are known"
         )
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise _unsupported(source, "only a part of each head is rotated (partial_rotary_factor)")
+    if parameters.get("mrope_section") is not None:
+        raise _unsupported(source, "its positions have several dimensions (mrope_section)")
+
+
+def _unsupported(source: object, reason: str) -> InvalidInput:
+    return InvalidInput(f"{source}: {reason}, which is not supported", param="model")
+
+
+def check_tensors(config: Any, shapes: Mapping[str, tuple[int, ...]], source: object) -> None:
+    """InvalidInput unless the checkpoint holds what the family is made of, and nothing more.
+
+    A tensor that nobody reads is a part of the model that would be missing from every answer.
+    """
+    expected = tensor_shapes(config)
+    for name, shape in expected.items():
+        if name not in shapes:
+            raise InvalidInput(
+                f"{source}: its weights lack {name}, which {config.model_type} has; copy the whole "
+                "base again",
+                param="model",
+            )
+        if tuple(shapes[name]) != shape:
+            raise InvalidInput(
+                f"{source}: {name} is {tuple(shapes[name])} where its config.json asks for {shape}",
+                param="model",
+            )
+    for name in sorted(set(shapes) - set(expected)):
+        # Frequencies that old checkpoints stored, and a head that is not used when it is tied.
+        if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight":
+            raise _unsupported(source, f"its weights hold {name}, unknown to {config.model_type}")
 
 
 def _has_window(config: Any) -> bool:
@@ -104,3 +174,37 @@ def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:
         for index in range(config.num_hidden_layers)
         for name, shape in layer.items()
     }
+
+
+def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint by name."""
+    hidden, vocab = config.hidden_size, config.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (vocab, hidden)
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}."
+        shapes[layer + "input_layernorm.weight"] = (hidden,)
+        shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
+        if config.model_type == "qwen3":
+            shapes[layer + "self_attn.q_norm.weight"] = (head_dim(config),)
+            shapes[layer + "self_attn.k_norm.weight"] = (head_dim(config),)
+    biased = _biased(config)
+    for module, shape in linear_shapes(config).items():
+        shapes[f"{module}.weight"] = shape
+        if module.rsplit(".", 1)[1] in biased:
+            shapes[f"{module}.bias"] = shape[:1]
+    return shapes
+
+
+def _biased(config: Any) -> set[str]:
+    """Which linears have a bias: by configuration, except that Qwen2's q, k and v always do."""
+    names = {"q_proj", "k_proj", "v_proj"} if config.model_type == "qwen2" else set()
+    if config.model_type in ("llama", "qwen3") and config.attention_bias:
+        names |= {"q_proj", "k_proj", "v_proj", "o_proj"}
+    if config.model_type == "llama" and config.mlp_bias:
+        names |= {"gate_proj", "up_proj", "down_proj"}
+    return names

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts.architecture import check_config, check_type, effective_config
+from artifacts.architecture import check_config, check_tensors, check_type, effective_config
 from artifacts.errors import InvalidInput, NotFound
 from artifacts.tensor_file import MalformedTensorFile, TensorEntry, TensorFile
 
@@ -224,7 +224,7 @@ def _fingerprint(config: Any, path: Path) -> str:
     """SHA-256 over effective config and all tensors' names, shapes, dtypes and sampled bytes.
 
     The same for any sharding. Reads at most 64 KiB of each tensor, so 14 GB take well under a
-    second from a warm disk cache.
+    second from a warm disk cache. Raises InvalidInput if the tensors are not the family's.
     """
     digest = hashlib.sha256(b"loraloop-base-1\n")
     digest.update(json.dumps(effective_config(config), sort_keys=True).encode())
@@ -236,6 +236,7 @@ def _fingerprint(config: Any, path: Path) -> str:
             except MalformedTensorFile as error:
                 raise InvalidInput(f"{error}; copy the base again", param="model") from error
             found += [(entry, tensors) for entry in tensors.entries.values()]
+        check_tensors(config, {entry.name: entry.shape for entry, _ in found}, path)
         for entry, tensors in sorted(found, key=lambda pair: pair[0].name):
             digest.update(json.dumps([entry.name, entry.dtype, entry.shape]).encode())
             digest.update(tensors.sample(entry))
