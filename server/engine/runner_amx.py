@@ -79,7 +79,10 @@ class AmxRunner:
             )
         )
         c_segments = (LoraSegment * len(segments))(
-            *(LoraSegment(self._adapters[row].address, first, end) for row, first, end in segments)
+            *(
+                LoraSegment(self._adapters[row].address, first, end, self._adapters[row].num_rows)
+                for row, first, end in segments
+            )
         )
         return PackedStep(token_ids, positions, slots, tables, sampled_rows, c_spans, c_segments)
 

@@ -29,7 +29,7 @@ typedef struct {
 
 typedef struct {
     const LoraLinear *linears; /* the adapter's table */
-    int32_t first_row, end_row;
+    int32_t first_row, end_row, rank, pad; /* rank: the adapter's highest */
 } LoraSegment;
 
 /* Where an adapter meets a row tile: rows first..end of it are the adapter's. */
@@ -42,7 +42,7 @@ typedef struct {
     LoraSlot *slots; /* in the order of row tiles */
     int32_t *first_slot; /* [row tiles + 1] */
     bf16 *t;         /* [slots][slot_values] */
-    int32_t num_slots, slot_values;
+    int32_t num_slots, slot_values, rank_tiles, pad;
 } LoraPlan;
 
 typedef struct {

@@ -53,7 +53,13 @@ class LoraLinear(Structure):
 
 
 class LoraSegment(Structure):
-    _fields_ = [("linears", c_void_p), ("first_row", c_int32), ("end_row", c_int32)]
+    _fields_ = [
+        ("linears", c_void_p),
+        ("first_row", c_int32),
+        ("end_row", c_int32),
+        ("rank", c_int32),
+        ("pad", c_int32),
+    ]
 
 
 class LoraSlot(Structure):
@@ -73,6 +79,8 @@ class LoraPlan(Structure):
         ("t", c_void_p),
         ("num_slots", c_int32),
         ("slot_values", c_int32),
+        ("rank_tiles", c_int32),
+        ("pad", c_int32),
     ]
 
 

@@ -12,7 +12,7 @@
  */
 #include "kernels.h"
 
-enum { CHUNK = 256, MAX_GROUP = 16, PREFETCH = 2 * TILE_VALUES };
+enum { CHUNK = 256, MAX_GROUP = 16, FEW_BLOCKS = 5, PREFETCH = 2 * TILE_VALUES };
 
 static const TileConfig TILES = {
     .palette = 1,
@@ -93,7 +93,9 @@ typedef struct {
 
 /* Segments, sorted by row, into slots. The caller gives room for row tiles + segments slots. */
 void plan_lora(LoraPlan *plan, const LoraSegment *segments, int num_segments, int num_rows) {
-    int n = 0;
+    int n = 0, rank = 0;
+    for (int s = 0; s < num_segments; s++) rank = segments[s].rank > rank ? segments[s].rank : rank;
+    plan->rank_tiles = tiles(rank);
     for (int tile = 0; tile < tiles(num_rows); tile++) {
         plan->first_slot[tile] = n;
         for (int s = 0; s < num_segments; s++) {
@@ -107,55 +109,72 @@ void plan_lora(LoraPlan *plan, const LoraSegment *segments, int num_segments, in
     plan->num_slots = n;
 }
 
-/* t of one slot for one part: [16 rows][rank rounded up to 32], zero outside the slot's rows. */
-static void shrink_part(bf16 *t, const LoraPart *part, const bf16 *x, int in, const LoraSlot *slot) {
+/* 16 ranks of one part's t: columns of [16 rows][rank rounded up to 32], zero outside the slot. */
+static void shrink_tile(bf16 *t, const LoraPart *part, int tile, const bf16 *x, int in,
+                        const LoraSlot *slot) {
     int width = round_up(part->rank, DEPTH), steps = in / DEPTH;
-    float sums[TILE * TILE] __attribute__((aligned(64)));
-    if (width > tiles(part->rank) * TILE) /* the last half step has no tile of its own */
-        for (int r = 0; r < TILE; r++)
-            _mm256_storeu_si256((__m256i *)(t + r * width + width - TILE), _mm256_setzero_si256());
-    for (int i = 0; i < tiles(part->rank); i++) {
-        const bf16 *a = part->a + (size_t)i * steps * TILE_VALUES;
-        _tile_zero(0);
-        _tile_zero(1);
-        int k = 0;
-        for (; k + 2 <= steps; k += 2) { /* two sums, because one would wait for itself */
-            _tile_loadd(4, x + k * DEPTH, in * 2);
-            _tile_loadd(6, a + (size_t)k * TILE_VALUES, 64);
-            _tile_loadd(5, x + (k + 1) * DEPTH, in * 2);
-            _tile_loadd(7, a + (size_t)(k + 1) * TILE_VALUES, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 5, 7);
-        }
-        if (k < steps) {
-            _tile_loadd(4, x + k * DEPTH, in * 2);
-            _tile_loadd(6, a + (size_t)k * TILE_VALUES, 64);
-            _tile_dpbf16ps(0, 4, 6);
-        }
-        float more[TILE * TILE] __attribute__((aligned(64)));
-        _tile_stored(0, sums, 64);
-        _tile_stored(1, more, 64);
-        for (int r = 0; r < TILE; r++) {
-            __m512 sum = _mm512_add_ps(_mm512_load_ps(sums + r * TILE), _mm512_load_ps(more + r * TILE));
-            int is_ours = r >= slot->first && r < slot->end;
-            store_bf16(t + r * width + i * TILE, is_ours ? sum : _mm512_setzero_ps());
-        }
+    const bf16 *a = part->a + (size_t)tile * steps * TILE_VALUES;
+    float even[TILE * TILE] __attribute__((aligned(64))), odd[TILE * TILE] __attribute__((aligned(64)));
+    _tile_zero(0);
+    _tile_zero(1);
+    for (int k = 0; k < steps; k += 2) { /* two sums, because one would wait for itself */
+        for (int i = 0; i < 2 * TILE_VALUES; i += 32)
+            _mm_prefetch(a + k * TILE_VALUES + PREFETCH + i, _MM_HINT_T1);
+        _tile_loadd(4, x + k * DEPTH, in * 2);
+        _tile_loadd(6, a + (size_t)k * TILE_VALUES, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (k + 1 == steps) break;
+        _tile_loadd(5, x + (k + 1) * DEPTH, in * 2);
+        _tile_loadd(7, a + (size_t)(k + 1) * TILE_VALUES, 64);
+        _tile_dpbf16ps(1, 5, 7);
+    }
+    _tile_stored(0, even, 64);
+    _tile_stored(1, odd, 64);
+    int has_gap = tile + 1 == tiles(part->rank) && (tile + 1) * TILE < width; /* no tile covers it */
+    for (int r = 0; r < TILE; r++) {
+        __m512 sum = _mm512_add_ps(_mm512_load_ps(even + r * TILE), _mm512_load_ps(odd + r * TILE));
+        int is_ours = r >= slot->first && r < slot->end;
+        store_bf16(t + r * width + tile * TILE, is_ours ? sum : _mm512_setzero_ps());
+        if (has_gap) store_bf16(t + r * width + (tile + 1) * TILE, _mm512_setzero_ps());
     }
 }
 
+/* Item: a slot, one of its parts, 16 of its ranks. */
 static void shrink(const void *argument, int item, int thread) {
     const Product *product = argument;
+    const LoraPlan *plan = product->plan;
     const Linear *linear = product->linear;
-    const LoraSlot *slot = product->plan->slots + item / MAX_PARTS;
+    int s = item / (MAX_PARTS * plan->rank_tiles), p = item / plan->rank_tiles % MAX_PARTS;
+    int tile = item % plan->rank_tiles;
+    const LoraSlot *slot = plan->slots + s;
     const LoraLinear *lora = slot->linears + linear->index;
-    int part = item % MAX_PARTS;
     (void)thread;
-    if (part >= lora->num_parts) return;
-    bf16 *t = product->plan->t + (size_t)(item / MAX_PARTS) * product->plan->slot_values;
-    for (int i = 0; i < part; i++) t += TILE * round_up(lora->parts[i].rank, DEPTH);
+    if (p >= lora->num_parts || tile >= tiles(lora->parts[p].rank)) return;
+    bf16 *t = plan->t + (size_t)s * plan->slot_values;
+    for (int i = 0; i < p; i++) t += TILE * round_up(lora->parts[i].rank, DEPTH);
     use_tiles(&TILES);
-    shrink_part(t, lora->parts + part, product->rows->x + (size_t)slot->row_tile * TILE * linear->in,
+    shrink_tile(t, lora->parts + p, tile, product->rows->x + (size_t)slot->row_tile * TILE * linear->in,
                 linear->in, slot);
+}
+
+/* B of a part for an output tile of the whole product; NULL if the tile is another part's. */
+static inline const bf16 *b_of(const LoraPart *part, int tile) {
+    int offset = tile - part->first_tile;
+    if (offset < 0 || offset % part->stride || offset / part->stride >= part->num_tiles) return NULL;
+    return part->b + (size_t)(offset / part->stride) * round_up(part->rank, 2) * TILE;
+}
+
+/* Have what expand will read on its way. */
+static void fetch_expand(const Linear *linear, const LoraPlan *plan, int row_tile, int tile) {
+    for (int s = plan->first_slot[row_tile]; s < plan->first_slot[row_tile + 1]; s++) {
+        const LoraLinear *lora = plan->slots[s].linears + linear->index;
+        for (int p = 0; p < lora->num_parts; p++)
+            for (int j = 0; j < 2; j++) {
+                const bf16 *b = b_of(lora->parts + p, tile + j);
+                for (int i = 0; b && i < round_up(lora->parts[p].rank, 2) * TILE; i += 32)
+                    _mm_prefetch(b + i, _MM_HINT_T1);
+            }
+    }
 }
 
 /* Go on with the sum in two tile registers: the adapters' part of tiles `tile` and `tile + 1`. */
@@ -167,14 +186,10 @@ static inline __attribute__((always_inline)) void expand(const Linear *linear, c
         for (int p = 0; p < lora->num_parts; p++) {
             const LoraPart *part = lora->parts + p;
             int width = round_up(part->rank, DEPTH);
-            size_t tile_values = (size_t)round_up(part->rank, 2) * TILE;
             for (int j = 0; j < 2; j++) {
-                int offset = tile + j - part->first_tile;
-                if (offset < 0 || offset % part->stride || offset / part->stride >= part->num_tiles)
-                    continue;
-                const bf16 *b = part->b + (size_t)(offset / part->stride) * tile_values;
+                const bf16 *b = b_of(part, tile + j);
                 /* A last step of fewer than 32 ranks reads on into the next tile, times zeros. */
-                for (int k = 0; k < width; k += DEPTH) {
+                for (int k = 0; b && k < width; k += DEPTH) {
                     _tile_loadd(4, t + k, width * 2);
                     _tile_loadd(6, b + (size_t)k * TILE, 64);
                     if (is_lower) {
@@ -236,10 +251,11 @@ static void panel_16(const Linear *linear, const Rows *rows, const LoraPlan *pla
     float sums[2 * TILE * TILE] __attribute__((aligned(64)));
     int steps = linear->in / DEPTH;
     const bf16 *w = linear->weight + (size_t)panel * steps * 2 * TILE_VALUES;
+    if (plan) fetch_expand(linear, plan, 0, panel * 2);
     _tile_zero(0);
     _tile_zero(1);
     for (int k = 0; k < steps; k++, w += 2 * TILE_VALUES) {
-        for (int i = 0; i < 2 * TILE_VALUES; i += 32) _mm_prefetch(w + PREFETCH + i, _MM_HINT_T0);
+        for (int i = 0; i < 2 * TILE_VALUES; i += 32) _mm_prefetch(w + PREFETCH + i, _MM_HINT_T1);
         _tile_loadd(4, rows->x + k * DEPTH, linear->in * 2);
         _tile_loadd(6, w, 64);
         _tile_loadd(7, w + TILE_VALUES, 64);
@@ -253,8 +269,9 @@ static void panel_16(const Linear *linear, const Rows *rows, const LoraPlan *pla
 }
 
 /* 32 rows times a panel, inner steps first..end; sums go on from `sums` unless first is 0. */
-static void block_32(const Linear *linear, const bf16 *x, const bf16 *w, int first, int end,
-                     float *sums) {
+static inline __attribute__((always_inline)) void block_32(const Linear *linear, const bf16 *x,
+                                                           const bf16 *w, int first, int end,
+                                                           float *sums, int is_fetching) {
     if (first) {
         _tile_loadd(0, sums, 128);
         _tile_loadd(1, sums + TILE, 128);
@@ -269,6 +286,8 @@ static void block_32(const Linear *linear, const bf16 *x, const bf16 *w, int fir
     const bf16 *lower = x + (size_t)TILE * linear->in;
     w += (size_t)first * 2 * TILE_VALUES;
     for (int k = first; k < end; k++, w += 2 * TILE_VALUES) {
+        if (is_fetching)
+            for (int i = 0; i < 2 * TILE_VALUES; i += 32) _mm_prefetch(w + PREFETCH + i, _MM_HINT_T1);
         _tile_loadd(4, x + k * DEPTH, linear->in * 2);
         _tile_loadd(6, w, 64);
         _tile_loadd(7, w + TILE_VALUES, 64);
@@ -301,16 +320,22 @@ static void panels(const Product *product, int first, int end, float *scratch) {
     const Rows *rows = product->rows;
     const LoraPlan *plan = product->plan;
     int steps = linear->in / DEPTH, blocks = (rows->num_rows + 31) / 32;
-    int is_chunked = steps > CHUNK / DEPTH;
-    for (int k = 0; k < steps; k += CHUNK / DEPTH) {
-        int k_end = k + CHUNK / DEPTH < steps ? k + CHUNK / DEPTH : steps;
+    int chunk = blocks > FEW_BLOCKS ? CHUNK / DEPTH : steps, is_chunked = chunk < steps;
+    for (int k = 0; k < steps; k += chunk) {
+        int k_end = k + chunk < steps ? k + chunk : steps;
         for (int panel = first; panel < end; panel++) {
             const bf16 *w = linear->weight + (size_t)panel * steps * 2 * TILE_VALUES;
             for (int m = 0; m < blocks; m++) {
                 size_t block = is_chunked ? (size_t)(panel - first) * blocks + m : 0;
                 float *sums = scratch + block * 4 * TILE * TILE;
-                prefetch_slice(w + (size_t)steps * 2 * TILE_VALUES, k, k_end, m, blocks);
-                block_32(linear, rows->x + (size_t)m * 32 * linear->in, w, k, k_end, sums);
+                const bf16 *x = rows->x + (size_t)m * 32 * linear->in;
+                if (is_chunked) {
+                    prefetch_slice(w + (size_t)steps * 2 * TILE_VALUES, k, k_end, m, blocks);
+                    block_32(linear, x, w, k, k_end, sums, 0);
+                } else if (m == 0)
+                    block_32(linear, x, w, k, k_end, sums, 1);
+                else
+                    block_32(linear, x, w, k, k_end, sums, 0);
                 if (k_end < steps) {
                     store_block(sums);
                     continue;
@@ -352,6 +377,6 @@ void linear(const Linear *linear, const Rows *rows, const LoraPlan *plan, float 
     int group = rows->num_rows > TILE ? per_thread : per_thread / 16 + 1;
     if (group > MAX_GROUP) group = MAX_GROUP;
     Product product = {linear, rows, plan, scratch, num_panels, group};
-    if (plan) share(shrink, &product, plan->num_slots * MAX_PARTS);
+    if (plan) share(shrink, &product, plan->num_slots * MAX_PARTS * plan->rank_tiles);
     share(multiply, &product, (num_panels + group - 1) / group);
 }

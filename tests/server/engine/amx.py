@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import Structure, byref, c_int32, c_void_p
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.engine import runner_amx, sampling, sequence
 from server.engine.amx.library import (
     TILE,
     LoraPlan,
@@ -55,6 +57,26 @@ def whole_blocks(x: Tensor, fill: float = torch.nan) -> Tensor:
     return padded
 
 
+class LogitsRecord:
+    """The logits that every token was drawn from, by (request id, tokens before it)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.logits: dict[tuple[str, int], Tensor] = {}
+        monkeypatch.setattr(runner_amx, "sample", self._sample)
+
+    def _sample(
+        self, logits: Tensor, rows: Sequence[sequence.Sequence], eos_token_ids: frozenset[int]
+    ) -> list[sampling.Sampled]:
+        for row, seq in zip(logits, rows, strict=True):
+            self.logits[seq.request.request_id, len(seq.token_ids)] = row.clone()
+        return sampling.sample(logits, rows, eos_token_ids)
+
+    def of(self, request_id: str) -> Tensor:
+        """``[tokens of the answer, vocab]``"""
+        found = {num: row for (name, num), row in self.logits.items() if name == request_id}
+        return torch.stack([found[num] for num in sorted(found)])
+
+
 @dataclass
 class Plan:
     """Adapters' rows of one batch; ``room`` is how many slots the engine would have."""
@@ -72,7 +94,7 @@ class Plan:
         values = 3 * TILE * (-(-max_rank // 32) * 32)
         inner = torch.full((room * values,), torch.nan, dtype=BF16)
         plan = LoraPlan(slots, first_slot, inner.data_ptr(), 0, values)
-        c_segments = (LoraSegment * len(segments))(*(LoraSegment(*s) for s in segments))
+        c_segments = (LoraSegment * len(segments))(*(LoraSegment(*s, max_rank) for s in segments))
         kernels().plan_lora(byref(plan), c_segments, len(segments), num_rows)
         return cls(plan, room, (slots, first_slot, inner, c_segments))
 
