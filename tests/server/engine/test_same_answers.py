@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -11,54 +13,22 @@ import torch
 from artifacts.adapter import LoraPair, LoraWeights
 from artifacts.architecture import linear_shapes
 from artifacts.base import Base, open_base
-from server.engine.engine import Engine
+from server.engine.errors import OutOfMemory
 from server.engine.linear import make_linear
-from server.engine.load import EngineLimits, build_engine
-from server.engine.request import Delta, GenerationRequest, SamplingParams
+from server.engine.load import EngineLimits
+from server.engine.request import EngineStats, SamplingParams
+from server.engine.sampling import Sampled
+from server.engine.scheduler import Chunk
+from tests.server.engine.served import GREEDY, SEEDED, TEXTS, Served, random_adapter
 
-TEXTS = [f"Where is my order {n}? I bought a kettle and a lamp {n} days ago." * 2 for n in range(6)]
+if TYPE_CHECKING:
+    from server.engine.bank import GroupBank
+    from server.engine.runner import TorchRunner
 
 
 @pytest.fixture(scope="module")
 def base() -> Base:
     return open_base(None)
-
-
-class Served:
-    """An engine on the embedded base, for the length of a ``with`` block."""
-
-    def __init__(self, base: Base, limits: EngineLimits, quantization: str = "none") -> None:
-        self.base = base
-        self.engine: Engine = build_engine(
-            base,
-            dtype="float32",
-            quantization=quantization,  # type: ignore[arg-type]
-            limits=limits,
-        )
-
-    def __enter__(self) -> Served:
-        self.engine.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.engine.stop()
-
-    async def deltas(
-        self, text: str, name: str, sampling: SamplingParams, adapter: str | None = None
-    ) -> list[Delta]:
-        ids = self.base.tokenizer(text, add_special_tokens=False).input_ids
-        stream = self.engine.submit(GenerationRequest(name, tuple(ids), sampling, adapter))
-        return [delta async for delta in stream]
-
-    async def answers(self, sampling: SamplingParams, texts: list[str] = TEXTS) -> list[list[int]]:
-        found = await asyncio.gather(
-            *[self.deltas(text, f"r{i}", sampling) for i, text in enumerate(texts)]
-        )
-        return [[t for d in deltas for t in d.token_ids] for deltas in found]
-
-
-GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
-SEEDED = SamplingParams(max_tokens=24, temperature=0.9, top_p=0.95, seed=11, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,27 +42,101 @@ def sampling(request: pytest.FixtureRequest) -> SamplingParams:
     return GREEDY if request.param == "greedy" else SEEDED
 
 
-@pytest.mark.parametrize(
-    "limits",
-    [
-        EngineLimits(kv_cache_tokens=4096, max_batched_tokens=7),  # chunks of a few tokens
-        EngineLimits(kv_cache_tokens=4096, max_num_seqs=1),  # one after the other
-        EngineLimits(kv_cache_tokens=160),  # room for two and a half requests: preemption
-    ],
-    ids=["chunked", "sequential", "preempted"],
-)
+@dataclass(frozen=True)
+class Cut:
+    """Another way to do the same work, and how its counters show that it was really done so."""
+
+    limits: EngineLimits
+    happened: Callable[[EngineStats], bool]
+
+
+CUTS = {
+    "chunked": Cut(
+        EngineLimits(kv_cache_tokens=4096, max_batched_tokens=7),
+        # six prompts of 44 tokens and more, seven tokens at a time
+        lambda stats: stats.num_forward_passes > 6 * 44 // 7 + 24,
+    ),
+    "alone": Cut(
+        EngineLimits(kv_cache_tokens=4096, max_num_seqs=1),
+        lambda stats: stats.num_forward_passes >= 6 * 24,
+    ),
+    "batched": Cut(
+        EngineLimits(kv_cache_tokens=4096),
+        lambda stats: stats.num_forward_passes < 3 * 24,
+    ),
+    "preempted": Cut(
+        EngineLimits(kv_cache_tokens=160),  # room for two and a half requests
+        lambda stats: stats.num_preemptions > 0,
+    ),
+}
+
+
+@pytest.mark.parametrize("cut", list(CUTS))
 async def test_answers_do_not_depend_on_how_the_work_is_cut(
-    base: Base, plain: Served, limits: EngineLimits, sampling: SamplingParams
+    base: Base, plain: Served, cut: str, sampling: SamplingParams
 ) -> None:
     expected = await plain.answers(sampling)
-    with Served(base, limits) as served:
+    with Served(base, CUTS[cut].limits) as served:
         assert await served.answers(sampling) == expected
+        assert CUTS[cut].happened(served.stats), f"nothing was {cut}: {served.stats}"
 
 
-async def test_a_second_turn_finds_the_first_ones_keys_and_answers_the_same(base: Base) -> None:
+async def test_turns_in_a_small_bank_change_no_answer(base: Base, sampling: SamplingParams) -> None:
+    keys = (None, "a", "b", "c")
+    answers = []
+    for num_places in (3, 1):
+        limits = EngineLimits(kv_cache_tokens=4096, max_resident_adapters=num_places)
+        with Served(base, limits) as served:
+            for key in keys[1:]:
+                served.engine.add_adapter(str(key), random_adapter(base, str(key)))
+            answers.append(await served.answers(sampling, adapters=keys))
+            assert (served.stats.num_suspensions > 0) is (num_places == 1)
+    assert answers[0] == answers[1]
+
+
+async def test_memory_that_runs_out_changes_no_answer(
+    base: Base, plain: Served, sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = await plain.answers(sampling)
     with Served(base, EngineLimits(kv_cache_tokens=4096)) as served:
-        first = await served.deltas(TEXTS[0], "cold", GREEDY)
-        again = await served.deltas(TEXTS[0], "warm", GREEDY)
+        execute, num_failed = served.engine._runner.execute, 0
+
+        def starved(chunks: Sequence[Chunk], places: Sequence[Any]) -> list[Sampled | None]:
+            nonlocal num_failed
+            sampled = execute(chunks, places)
+            if sum(chunk.num_tokens for chunk in chunks) > 3:
+                num_failed += 1
+                raise OutOfMemory("no memory, found out at the very end of the step")
+            return sampled
+
+        monkeypatch.setattr(served.engine._runner, "execute", starved)
+        assert await served.answers(sampling) == expected
+        assert num_failed > 1
+
+
+async def test_base_requests_touch_nothing_of_the_adapters(base: Base, plain: Served) -> None:
+    """Whatever reads or writes an adapter's weights would raise here."""
+
+    class Untouchable:
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(f"a base request used {name} of an adapter's weights")
+
+    with Served(base, EngineLimits(kv_cache_tokens=4096)) as served:
+        served.engine.add_adapter("a", random_adapter(base, "a"))
+        await served.engine.preload_adapter("a")
+        bank = cast("TorchRunner", served.engine._runner)._bank
+        bank.groups[:] = [cast("GroupBank", Untouchable()) for _ in bank.groups]
+        assert await served.answers(GREEDY) == await plain.answers(GREEDY)
+        adapted = await served.deltas(TEXTS[0], "adapted", GREEDY, "a")
+        assert adapted[-1].finish_reason == "error", "the test sees what is touched"
+
+
+async def test_a_second_turn_finds_the_first_ones_keys_and_answers_the_same(
+    base: Base, sampling: SamplingParams
+) -> None:
+    with Served(base, EngineLimits(kv_cache_tokens=4096)) as served:
+        first = await served.deltas(TEXTS[0], "cold", sampling)
+        again = await served.deltas(TEXTS[0], "warm", sampling)
         timing = again[-1].timing
         assert timing is not None
         assert timing.num_cached_tokens >= timing.num_prompt_tokens - 16
@@ -158,7 +202,7 @@ def test_quantised_products_stay_near_the_exact_ones(quantization: str, toleranc
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 async def test_a_quantised_base_answers_and_takes_adapters(base: Base, quantization: str) -> None:
     sampling = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
-    with Served(base, EngineLimits(kv_cache_tokens=512), quantization) as served:
+    with Served(base, EngineLimits(kv_cache_tokens=512), quantization=quantization) as served:
         module = "model.layers.0.mlp.down_proj"
         n_out, n_in = linear_shapes(base.config)[module]
         pair = LoraPair(torch.randn(2, n_in), torch.randn(n_out, 2), 1.0)
