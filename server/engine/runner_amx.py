@@ -89,6 +89,7 @@ class AmxRunner:
 
 def _extend(segments: list[tuple[int, int, int]], row: int, first: int, num: int) -> None:
     """Add rows of an adapter, joining them to its rows just before."""
+    end = first + num
     if segments and segments[-1][0] == row and segments[-1][2] == first:
         first = segments.pop()[1]
-    segments.append((row, first, first + num))
+    segments.append((row, first, end))
