@@ -17,7 +17,7 @@ from tests.server.engine.amx import BF16, Plan, kernels, needs_amx, product
 
 pytestmark = needs_amx
 
-ROWS = [1, 7, 16, 17, 32, 33, 64, 65, 100]
+ROWS = [1, 7, 16, 17, 32, 33, 64, 100, 161]  # from 161 on, long sums go in chunks
 SHAPE = DecoderShape(
     num_layers=2,
     hidden=288,
@@ -128,6 +128,7 @@ MIXES = [
     [(i, i, i + 1) for i in range(7)],
     [(0, 2, 3), (5, 3, 19), (6, 19, 20), (2, 20, 33)],
     [(6, 0, 40), (1, 47, 48), (3, 48, 49), (4, 50, 97), (5, 97, 100)],
+    [(2, 0, 21), (4, 21, 150), (3, 170, 187)],
 ]
 
 

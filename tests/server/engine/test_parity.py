@@ -96,12 +96,16 @@ class World:
     async def answer(self, prompt: list[int], adapter: int | None, num: int) -> list[int]:
         sampling = SamplingParams(max_tokens=num, temperature=0, ignore_eos=True)
         key = None if adapter is None else self.keys[adapter]
-        name = f"r{id(prompt)}-{adapter}"
+        name = request_id(prompt, adapter)
         stream = self.engine.submit(GenerationRequest(name, tuple(prompt), sampling, key))
         return [token async for delta in stream for token in delta.token_ids]
 
 
-def make_world(folder: Path, config: PretrainedConfig) -> World:
+def request_id(prompt: list[int], adapter: int | None) -> str:
+    return f"r{id(prompt)}-{adapter}"
+
+
+def make_world(folder: Path, config: PretrainedConfig, dtype: str = "float32") -> World:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -120,7 +124,7 @@ def make_world(folder: Path, config: PretrainedConfig) -> World:
     assert peft is not None
     peft.eval().save_pretrained(folder / "adapters")
     limits = EngineLimits(max_num_seqs=16, max_batched_tokens=48, kv_cache_tokens=8192)
-    engine = build_engine(open_base(folder / "base"), dtype="float32", limits=limits)
+    engine = build_engine(open_base(folder / "base"), dtype=dtype, limits=limits)
     engine.start()
     keys = []
     for i in range(len(ADAPTERS)):
