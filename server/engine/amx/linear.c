@@ -12,7 +12,7 @@
  */
 #include "kernels.h"
 
-enum { CHUNK = 256, MAX_GROUP = 16, FEW_BLOCKS = 5, PREFETCH = 2 * TILE_VALUES };
+enum { CHUNK = 256, MAX_GROUP = 16, MANY_ROWS = 160, PREFETCH = 2 * TILE_VALUES };
 
 static const TileConfig TILES = {
     .palette = 1,
@@ -268,10 +268,10 @@ static void panel_16(const Linear *linear, const Rows *rows, const LoraPlan *pla
     finish(linear, rows, sums, 0, panel);
 }
 
-/* 32 rows times a panel, inner steps first..end; sums go on from `sums` unless first is 0. */
-static inline __attribute__((always_inline)) void block_32(const Linear *linear, const bf16 *x,
-                                                           const bf16 *w, int first, int end,
-                                                           float *sums, int is_fetching) {
+/* 32 rows times a panel, inner steps first..end; sums go on from `sums` unless first is 0. With
+ * each step `num_ahead` values at `ahead` start on their way from memory. */
+static void block_32(const Linear *linear, const bf16 *x, const bf16 *w, int first, int end,
+                     const float *sums, const bf16 *ahead, int num_ahead) {
     if (first) {
         _tile_loadd(0, sums, 128);
         _tile_loadd(1, sums + TILE, 128);
@@ -285,9 +285,8 @@ static inline __attribute__((always_inline)) void block_32(const Linear *linear,
     }
     const bf16 *lower = x + (size_t)TILE * linear->in;
     w += (size_t)first * 2 * TILE_VALUES;
-    for (int k = first; k < end; k++, w += 2 * TILE_VALUES) {
-        if (is_fetching)
-            for (int i = 0; i < 2 * TILE_VALUES; i += 32) _mm_prefetch(w + PREFETCH + i, _MM_HINT_T1);
+    for (int k = first; k < end; k++, w += 2 * TILE_VALUES, ahead += num_ahead) {
+        for (int i = 0; i < num_ahead; i += 32) _mm_prefetch(ahead + i, _MM_HINT_T1);
         _tile_loadd(4, x + k * DEPTH, linear->in * 2);
         _tile_loadd(6, w, 64);
         _tile_loadd(7, w + TILE_VALUES, 64);
@@ -306,36 +305,25 @@ static void store_block(float *sums) {
     _tile_stored(3, sums + 2 * TILE * TILE + TILE, 128);
 }
 
-/* Slice `slice` of `num_slices` of a panel's inner steps first..end into the second-level cache. */
-static void prefetch_slice(const bf16 *w, int first, int end, int slice, int num_slices) {
-    size_t num = (size_t)(end - first) * 2 * TILE_VALUES;
-    const bf16 *to = w + (size_t)first * 2 * TILE_VALUES + num * (slice + 1) / num_slices;
-    for (w += (size_t)first * 2 * TILE_VALUES + num * slice / num_slices; w < to; w += 32)
-        _mm_prefetch(w, _MM_HINT_T1);
-}
-
 /* Panels first..end for all rows. Long inner sums go in chunks whose x stays in the cache. */
 static void panels(const Product *product, int first, int end, float *scratch) {
     const Linear *linear = product->linear;
     const Rows *rows = product->rows;
     const LoraPlan *plan = product->plan;
     int steps = linear->in / DEPTH, blocks = (rows->num_rows + 31) / 32;
-    int chunk = blocks > FEW_BLOCKS ? CHUNK / DEPTH : steps, is_chunked = chunk < steps;
+    int chunk = blocks > 1 ? CHUNK / DEPTH : steps;
+    /* What comes after this piece of the weight is fetched meanwhile, by all blocks between them. */
+    int num_ahead = round_up(2 * TILE_VALUES / blocks, 32);
     for (int k = 0; k < steps; k += chunk) {
         int k_end = k + chunk < steps ? k + chunk : steps;
         for (int panel = first; panel < end; panel++) {
             const bf16 *w = linear->weight + (size_t)panel * steps * 2 * TILE_VALUES;
+            const bf16 *next = w + (size_t)(end - first > 1 ? steps + k : k_end) * 2 * TILE_VALUES;
+            if (blocks == 1) next = w + PREFETCH;
             for (int m = 0; m < blocks; m++) {
-                size_t block = is_chunked ? (size_t)(panel - first) * blocks + m : 0;
-                float *sums = scratch + block * 4 * TILE * TILE;
-                const bf16 *x = rows->x + (size_t)m * 32 * linear->in;
-                if (is_chunked) {
-                    prefetch_slice(w + (size_t)steps * 2 * TILE_VALUES, k, k_end, m, blocks);
-                    block_32(linear, x, w, k, k_end, sums, 0);
-                } else if (m == 0)
-                    block_32(linear, x, w, k, k_end, sums, 1);
-                else
-                    block_32(linear, x, w, k, k_end, sums, 0);
+                float *sums = scratch + ((size_t)(panel - first) * blocks + m) * 4 * TILE * TILE;
+                block_32(linear, rows->x + (size_t)m * 32 * linear->in, w, k, k_end, sums,
+                         next + (size_t)m * (k_end - k) * num_ahead, num_ahead);
                 if (k_end < steps) {
                     store_block(sums);
                     continue;
@@ -363,10 +351,15 @@ static void multiply(const void *argument, int item, int thread) {
     int first = item * p->panels_per_item, end = first + p->panels_per_item;
     if (end > p->num_panels) end = p->num_panels;
     use_tiles(&TILES);
-    if (p->rows->num_rows > TILE)
-        panels(p, first, end, p->scratch + thread * scratch_per_thread(p->rows->num_rows));
+    float *scratch = p->scratch + thread * scratch_per_thread(p->rows->num_rows);
+    if (p->rows->num_rows > MANY_ROWS)
+        panels(p, first, end, scratch);
     else
-        for (int panel = first; panel < end; panel++) panel_16(p->linear, p->rows, p->plan, panel);
+        for (int panel = first; panel < end; panel++)
+            if (p->rows->num_rows > TILE)
+                panels(p, panel, panel + 1, scratch);
+            else
+                panel_16(p->linear, p->rows, p->plan, panel);
 }
 
 /* y = epilogue(x W^T + adapters). plan is NULL for a batch of base requests. */
