@@ -129,8 +129,8 @@ def _serve(server: Server, listener: socket.socket) -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         typer.echo(
-            f"ready: http://{shown}:{port}/v1 serves {server.base.id} "
-            f"({time.time() - _process_started_at():.1f} s after start)"
+            f"ready: http://{shown}:{port}/v1 serves {server.base.id} with {server.engine.kernels} "
+            f"kernels ({time.time() - _process_started_at():.1f} s after start)"
         )
         _warn_if_open(server.settings, host)
 

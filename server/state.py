@@ -53,6 +53,9 @@ class Engine(Protocol):
     """What the HTTP layer calls. All of it on the event loop, none of it blocking for long."""
 
     @property
+    def kernels(self) -> str: ...
+
+    @property
     def max_model_len(self) -> int: ...
 
     @property

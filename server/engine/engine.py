@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 class EngineSpec:
     """Fixed facts of one engine: what the base allows and what the operator configured."""
 
+    kernels: str  # that compute a step: "amx" or "torch"
     max_model_len: int
     max_rank: int
     max_resident_adapters: int
@@ -94,7 +95,7 @@ class Engine:
         self._execution = Execution(runner, self._adapters.place, clock)
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._open: dict[str, tuple[Sequence, AnswerStream]] = {}  # engine thread only
-        self._num_open = 0  # event loop side: submitted and not yet ended
+        self._open_ids: set[str] = set()  # submitted and not yet ended; under the lock
         self._submit_lock = threading.Lock()
         self._is_closed = False
         self._is_idle = True
@@ -105,6 +106,10 @@ class Engine:
     def max_model_len(self) -> int:
         """Tokens that a prompt and its answer may have together."""
         return self.spec.capacity
+
+    @property
+    def kernels(self) -> str:
+        return self.spec.kernels
 
     @property
     def max_rank(self) -> int:
@@ -139,15 +144,17 @@ class Engine:
         seq = Sequence(request, output, self._clock())
         with self._submit_lock:
             self._check_open()
-            if self._num_open >= self.spec.scheduler.max_num_seqs + self.spec.max_queue:
+            assert request.request_id not in self._open_ids, f"{request.request_id} is not unique"
+            num_open = len(self._open_ids)
+            if num_open >= self.spec.scheduler.max_num_seqs + self.spec.max_queue:
                 raise EngineOverloaded(
-                    f"{self._num_open} requests are running or waiting, the limit is "
+                    f"{num_open} requests are running or waiting, the limit is "
                     f"{self.spec.scheduler.max_num_seqs} + {self.spec.max_queue}",
                     retry_after_s=1.0,
                 )
             if request.adapter is not None:
                 self._adapters.retain(request.adapter)
-            self._num_open += 1
+            self._open_ids.add(request.request_id)
             self._commands.put(lambda: self._accept(seq, stream))
         return stream
 
@@ -205,7 +212,7 @@ class Engine:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=len(self._scheduler.running),
-            num_waiting=max(self._num_open - len(self._scheduler.running), 0),
+            num_waiting=max(len(self._open_ids) - len(self._scheduler.running), 0),
             kv_blocks_total=self.spec.num_blocks,
             kv_blocks_free=self._blocks.num_free,
             kv_bytes=self.spec.kv_bytes,
@@ -352,7 +359,7 @@ class Engine:
         if seq.request.adapter is not None:
             self._adapters.release(seq.request.adapter)
         with self._submit_lock:
-            self._num_open -= 1
+            self._open_ids.remove(seq.request.request_id)
         timing = seq.timing(self._clock())
         return Delta(seq.request.request_id, text, token_ids, logprobs, reason, error, timing)
 

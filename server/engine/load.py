@@ -77,11 +77,13 @@ def build_engine(
     num_rows = limits.max_resident_adapters * limits.max_rank
     weights = Weights(Checkpoint(base), torch_dtype, device)
     plan = ModelPlan(base, weights, shape, cache_shape, limits, max_len, on_layer)
-    if _choose_kernels(kernels, torch_dtype, quantization, shape) == "amx":
+    chosen = _choose_kernels(kernels, torch_dtype, quantization, shape)
+    if chosen == "amx":
         runner, pack, kv_bytes = _amx(plan)
     else:
         runner, pack, kv_bytes = _torch(plan, quantization, num_rows)
     spec = EngineSpec(
+        kernels=chosen,
         max_model_len=max_len,
         max_rank=limits.max_rank,
         max_resident_adapters=limits.max_resident_adapters,

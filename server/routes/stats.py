@@ -68,6 +68,7 @@ def _version_ids(server: Server) -> dict[str, str]:
 def _engine(server: Server) -> dict[str, Any]:
     stats = server.engine.stats()
     return {
+        "kernels": server.engine.kernels,
         "running": stats.num_running,
         "waiting": stats.num_waiting,
         "kv_blocks_total": stats.kv_blocks_total,

@@ -123,6 +123,7 @@ class FakeEngine:
     max_model_len: int = 64
     max_rank: int = 64
     vocab_size: int = 100
+    kernels: str = "torch"
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     running: dict[str, FakeStream] = field(default_factory=dict)

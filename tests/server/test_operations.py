@@ -51,6 +51,7 @@ async def test_stats_have_the_promised_shape(web: httpx.AsyncClient, publish: Pu
     await ask(web, "shop")
     await ask(web, "tiny-base")
     body = (await web.get("/admin/stats")).json()
+    assert body["engine"]["kernels"] == "torch"
     assert {"adapters", "arms", "memory"} <= set(body)
     assert set(body["adapters"]) == {version.id, "base"}
     one = body["adapters"][version.id]

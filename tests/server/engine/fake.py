@@ -125,6 +125,7 @@ def fake_engine(
 ) -> tuple[Engine, FakeRunner]:
     runner = FakeRunner(block_size)
     spec = EngineSpec(
+        kernels="torch",
         max_model_len=64,
         max_rank=8,
         max_resident_adapters=max_adapters,
