@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from artifacts.errors import LoraloopError, NotFound
 from server.adapter_gate import LoadGate
-from server.engine.errors import AdapterInUse, EngineError, UnknownAdapter
+from server.engine.errors import AdapterInUse, AdapterMemoryFull, EngineError, UnknownAdapter
 from server.engine.request import EngineStats
 
 if TYPE_CHECKING:
@@ -61,12 +61,25 @@ class AdapterState:
 
 
 class AdapterService:
-    """Makes versions answerable. ``max_host_adapters`` bounds host memory; in use wins over it."""
+    """Makes versions answerable.
 
-    def __init__(self, engine: AdapterEngine, gate: LoadGate, *, max_host_adapters: int) -> None:
+    ``max_host_adapters`` is how many are kept at hand; in use wins over it. ``max_host_bytes`` is
+    what there is: a version that does not fit beside those in use is refused.
+    """
+
+    def __init__(
+        self,
+        engine: AdapterEngine,
+        gate: LoadGate,
+        *,
+        max_host_adapters: int,
+        max_host_bytes: int = 1 << 62,
+    ) -> None:
         self.gate = gate
         self._engine = engine
         self._max_host_adapters = max_host_adapters
+        self._max_host_bytes = max_host_bytes
+        self._bytes: dict[str, int] = {}  # of known versions and of those being read
         self._recent: OrderedDict[str, None] = OrderedDict()  # content hashes, latest use last
         self._leases: Counter[str] = Counter()
         self._loading: dict[str, asyncio.Task[None]] = {}
@@ -163,25 +176,53 @@ class AdapterService:
 
     async def _load(self, version: AdapterVersion) -> None:
         started = time.perf_counter()
+        num_bytes = version.manifest.num_bytes
         async with self._reads:
-            await self._make_room()
+            await self._make_room(num_bytes)
+            self._check_room(version, num_bytes)
+            self._bytes[version.content_hash] = num_bytes
             await asyncio.to_thread(self._read_and_add, version)
         self._load_s[version.content_hash] = time.perf_counter() - started
 
     def _read_and_add(self, version: AdapterVersion) -> None:
-        self._engine.add_adapter(version.content_hash, self.gate.read(version))
+        from server.engine.memory import memory_bound  # needs torch
+
+        remedy = "Unload adapters that are not needed, or lower LORALOOP_MAX_HOST_ADAPTERS."
+        with memory_bound(f"loading {version.id}", remedy):
+            self._engine.add_adapter(version.content_hash, self.gate.read(version))
 
     def _loaded(self, key: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(key, None)
         if task.cancelled() or task.exception() is not None:
             self._recent.pop(key, None)
+            self._bytes.pop(key, None)
 
-    async def _make_room(self) -> None:
+    def _held_bytes(self) -> int:
+        known = self._engine.known_adapters()
+        return sum(n for key, n in self._bytes.items() if key in known or key in self._loading)
+
+    def _check_room(self, version: AdapterVersion, num_bytes: int) -> None:
+        """Raises AdapterMemoryFull if the version does not fit beside what is in use."""
+        held = self._held_bytes()
+        if held + num_bytes <= self._max_host_bytes:
+            return
+        needs = f"{version.id} needs {_mb(num_bytes)} of memory"
+        if num_bytes > self._max_host_bytes:
+            raise AdapterMemoryFull(
+                f"{needs}, all adapters together may take {_mb(self._max_host_bytes)}: raise "
+                "LORALOOP_MAX_ADAPTER_BYTES."
+            )
+        raise AdapterMemoryFull(
+            f"{needs}, and adapters in use hold {_mb(held)} of the {_mb(self._max_host_bytes)} "
+            "there are: try again later, or raise LORALOOP_MAX_ADAPTER_BYTES."
+        )
+
+    async def _make_room(self, num_bytes: int) -> None:
         """Forget the adapters used least recently until one more fits."""
         known = self._engine.known_adapters()
         excess = len(known) - self._max_host_adapters + 1
         for key in [*self._recent]:
-            if excess <= 0:
+            if excess <= 0 and self._held_bytes() + num_bytes <= self._max_host_bytes:
                 return
             if key not in known or self._leases[key]:
                 continue
@@ -197,6 +238,10 @@ class AdapterService:
                 len(known) + 1,
                 self._max_host_adapters,
             )
+
+
+def _mb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _state(key: str, stats: EngineStats, known: set[str], load_s: dict[str, float]) -> AdapterState:

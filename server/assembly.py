@@ -14,9 +14,12 @@ from artifacts.importing import import_adapter
 from artifacts.registry import AdapterVersion, Registry
 from server.control import ControlLimits, build_control
 from server.engine.load import EngineLimits, build_engine
+from server.engine.memory import memory_bound
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
+
+REMEDIES = "Take --quantization nf4, a smaller base, or less LORALOOP_KV_CACHE_TOKENS."
 
 
 def build_server(settings: Settings, home: Home) -> Server:
@@ -28,13 +31,14 @@ def build_server(settings: Settings, home: Home) -> Server:
     registry = Registry(home, database)
     registry.recover()
     base = open_base(settings.model)
-    engine = build_engine(
-        base,
-        dtype=settings.dtype,
-        kernels=settings.kernels,
-        quantization=settings.quantization,
-        limits=_engine_limits(settings),
-    )
+    with memory_bound(f"loading {base.id}", REMEDIES):
+        engine = build_engine(
+            base,
+            dtype=settings.dtype,
+            kernels=settings.kernels,
+            quantization=settings.quantization,
+            limits=_engine_limits(settings),
+        )
     control = build_control(
         registry, base, engine, ControlLimits.of(settings), base_source=settings.model
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from sqlalchemy.exc import SQLAlchemyError
 
 from server.adapter_gate import LoadGate
@@ -42,6 +43,7 @@ class ControlLimits:
 
     max_upload_bytes: int = 512 * MIB
     max_host_adapters: int = 64
+    max_adapter_bytes: int | None = None  # half of what is free at start
     training_niceness: int = 10
     training_threads: int = 1
     max_running_jobs: int = 1
@@ -111,7 +113,12 @@ def build_control(
     database.create_tables()
     audit = AuditLog(database)
     gate = LoadGate.of(base, engine.max_rank)
-    adapters = AdapterService(engine, gate, max_host_adapters=limits.max_host_adapters)
+    adapters = AdapterService(
+        engine,
+        gate,
+        max_host_adapters=limits.max_host_adapters,
+        max_host_bytes=_adapter_bytes(limits.max_adapter_bytes),
+    )
     files = FileStore(home, database, max_bytes=limits.max_upload_bytes)
     store = JobStore(database)
     url = database.url.render_as_string(hide_password=False)
@@ -141,6 +148,11 @@ def build_control(
         audit=audit,
         _flushing=[],
     )
+
+
+def _adapter_bytes(wanted: int | None) -> int:
+    """What adapters may take of host memory; the base is loaded when this is asked."""
+    return psutil.virtual_memory().available // 2 if wanted is None else wanted
 
 
 def _absolute(source: str | None) -> str | None:

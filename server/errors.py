@@ -77,6 +77,8 @@ _TABLE: dict[type[Exception], tuple[int, str | None]] = {
     engine_errors.RequestTooLong: (400, "context_length_exceeded"),
     engine_errors.UnknownAdapter: (404, "model_not_found"),
     engine_errors.AdapterInUse: (409, "adapter_in_use"),
+    engine_errors.OutOfMemory: (503, "out_of_memory"),
+    engine_errors.AdapterMemoryFull: (503, "adapter_memory_full"),
     engine_errors.UnsupportedModel: (500, "unsupported_model"),
 }
 RETRY_AFTER_S = 2  # for answers that say "not now" without knowing for how long

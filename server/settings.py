@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     )
     max_resident_adapters: int = Field(8, ge=1, le=1024, description="on the device at once")
     max_host_adapters: int = Field(64, ge=1, description="in memory at once, resident or not")
+    max_adapter_bytes: int | None = Field(
+        None, ge=1, description="memory for adapters; half of what is free at start if unset"
+    )
     max_rank: int = Field(64, ge=1, le=1024)
 
     # Engine; None leaves the choice to it

@@ -17,7 +17,7 @@ from artifacts.errors import AdapterRejected, Corrupt, NotFound
 from artifacts.registry import AdapterVersion, Registry
 from server.adapter_gate import LoadGate, marks
 from server.adapters import AdapterService
-from server.engine.errors import AdapterInUse
+from server.engine.errors import AdapterInUse, AdapterMemoryFull, OutOfMemory
 from tests.server.control.conftest import AdapterEngine, write_adapter
 
 Publish = Callable[..., AdapterVersion]
@@ -230,3 +230,58 @@ async def test_a_busy_bank_does_not_hold_up_a_load(
     began = time.monotonic()
     await service.load(publish())
     assert time.monotonic() - began < 5
+
+
+async def test_memory_for_adapters_is_bounded_and_the_refusal_has_the_numbers(
+    engine: AdapterEngine, base: Base, publish: Publish
+) -> None:
+    first, second, third = (publish() for _ in range(3))
+    size = first.manifest.num_bytes
+    service = AdapterService(
+        engine,
+        LoadGate.of(base, max_rank=4),
+        max_host_adapters=9,
+        max_host_bytes=2 * size + size // 2,
+    )
+    await service.ensure(first)
+    await service.ensure(second)
+    await service.ensure(third)  # forgets the first, which nobody uses
+    assert engine.known_adapters() == {second.content_hash, third.content_hash}
+    engine.users = {second.content_hash: 1, third.content_hash: 1}
+    with pytest.raises(AdapterMemoryFull) as caught:
+        await service.ensure(first)
+    held, limit = f"{2 * size / 1e6:,.1f} MB", f"{(2 * size + size // 2) / 1e6:,.1f} MB"
+    for part in (first.id, f"{size / 1e6:,.1f} MB", held, limit, "LORALOOP_MAX_ADAPTER_BYTES"):
+        assert part in str(caught.value)
+    assert engine.known_adapters() == {second.content_hash, third.content_hash}
+    engine.users = {}
+    await service.ensure(first)  # their requests have ended
+
+
+async def test_an_adapter_larger_than_all_memory_for_adapters_is_refused_before_reading(
+    engine: AdapterEngine, base: Base, publish: Publish
+) -> None:
+    version = publish()
+    service = AdapterService(
+        engine, LoadGate.of(base, max_rank=4), max_host_adapters=9, max_host_bytes=10
+    )
+    (version.path / "adapter_model.safetensors").unlink()  # not even opened
+    with pytest.raises(AdapterMemoryFull, match="all adapters together may take"):
+        await service.ensure(version)
+
+
+async def test_memory_that_runs_out_while_loading_leaves_the_others(
+    service: AdapterService, engine: AdapterEngine, publish: Publish, monkeypatch: Any
+) -> None:
+    good, bad = publish(), publish()
+    await service.ensure(good)
+
+    def fail(key: str, weights: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "add_adapter", fail)
+        with pytest.raises(OutOfMemory, match=f"while loading {bad.id}.*Unload"):
+            await service.ensure(bad)
+    assert engine.known_adapters() == {good.content_hash}
+    await service.ensure(bad)  # memory is back
