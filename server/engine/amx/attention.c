@@ -66,14 +66,29 @@ static void rope_store_row(bf16 *q, int position, int slot, const AttentionShape
     }
 }
 
+/* Tokens yet to come are 0 times the values in their place: they must not be NaN of a request that
+ * had the block before. */
+static void clear_rest(int slot, const AttentionShape *shape, const AttentionLayer *layer) {
+    int dim = shape->head_dim;
+    for (int h = 0; h < shape->num_kv_heads; h++) {
+        bf16 *values = layer->values + slot / TILE * shape->block_values + (size_t)h * TILE * dim;
+        for (int t = slot % TILE + 1; t < TILE; t++)
+            for (int i = 0; i < dim; i++) values[t / 2 * dim * 2 + 2 * i + t % 2] = 0;
+    }
+}
+
 static void rope_store_rows(const void *argument, int item, int thread) {
     const Attention *a = argument;
     int stride = (a->shape->num_heads + 2 * a->shape->num_kv_heads) * a->shape->head_dim;
     int end = (item + 1) * ROWS_PER_ITEM < a->num_rows ? (item + 1) * ROWS_PER_ITEM : a->num_rows;
     (void)thread;
-    for (int row = item * ROWS_PER_ITEM; row < end; row++)
-        rope_store_row(a->qkv + (size_t)row * stride, a->positions[row], a->slots[row], a->shape,
-                       a->layer);
+    for (int row = item * ROWS_PER_ITEM; row < end; row++) {
+        int slot = a->slots[row], token = slot % TILE;
+        rope_store_row(a->qkv + (size_t)row * stride, a->positions[row], slot, a->shape, a->layer);
+        int is_last = row + 1 == a->num_rows || a->slots[row + 1] != slot + 1;
+        int is_new = row >= token && a->slots[row - token] == slot - token; /* begun in this step */
+        if (is_last && is_new) clear_rest(slot, a->shape, a->layer);
+    }
 }
 
 void rope_store(const Attention *attention) {

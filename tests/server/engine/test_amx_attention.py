@@ -54,7 +54,7 @@ class Machine:
         self.norms = [1 + 0.3 * torch.randn(self.dim, generator=generator) for _ in "qk"]
         shape = DecoderShape(2, 0, 0, self.num_heads, self.num_kv, self.dim, 0, EPS)
         self.cache = AmxCache(shape, self.num_blocks)
-        self.cache._blocks[:] = torch.nan  # what nobody wrote, nobody may read
+        self.cache._blocks[:] = torch.nan  # as a failed request may leave it
         self.shape = AttentionShape(
             self.num_heads,
             self.num_kv,
@@ -76,7 +76,6 @@ class Machine:
         generator = torch.Generator().manual_seed(seed)
         size = (num_tokens, self.num_heads + 2 * self.num_kv, self.dim)
         blocks = [self.free.pop() for _ in range(-(-num_tokens // TILE))]
-        self.cache.clear(blocks)  # as the engine has them: finite
         return Request(2 * torch.randn(size, generator=generator).to(BF16), blocks)
 
     def run(self, spans: list[tuple[Request, int, int]], *, attends: bool = True) -> list[Tensor]:
