@@ -41,9 +41,12 @@ class AdapterResidency:
     # --- any thread -----------------------------------------------------------------------------
 
     def add(self, key: str, adapter: PackedAdapter) -> None:
-        """Make an adapter known. Adding one that is being removed keeps it."""
+        """Make an adapter known. Adding one that is being removed keeps it.
+
+        The key is a content hash, so one known already stays: the bank may be reading it.
+        """
         with self._lock:
-            self._host[key] = adapter
+            self._host.setdefault(key, adapter)
             leaving = self._leaving.pop(key, None)
         if leaving is not None:
             leaving.set_exception(AdapterInUse(f"adapter {key} was added again while leaving"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Rows
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -17,13 +18,16 @@ from server.engine.scheduler import Chunk
 
 
 class AmxRunner:
-    """Adapters are read where they lie in host memory: there is no bank to copy them to."""
+    """Adapters are read where they lie in host memory: there is no bank to copy them to.
+
+    `AdapterResidency` owns them. It forgets one only when nobody uses it, and its memory goes then.
+    """
 
     def __init__(self, decoder: AmxDecoder, cache: AmxCache, eos_token_ids: frozenset[int]) -> None:
         self._decoder = decoder
         self._cache = cache
         self._eos_token_ids = eos_token_ids
-        self._adapters: dict[int, PackedLora] = {}  # by first row
+        self._adapters: WeakValueDictionary[int, PackedLora] = WeakValueDictionary()  # by first row
         self.num_forward_passes = 0
 
     def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Sampled | None]:

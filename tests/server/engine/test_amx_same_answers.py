@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pytest
@@ -240,6 +243,27 @@ async def test_steps_that_fail_again_and_again_change_no_answer(
     monkeypatch.setattr(runner._decoder, "forward", failing)
     assert set(await served.ends(JOBS)) == {"length"}
     check(record, alone)
+
+
+async def test_the_memory_of_an_unloaded_adapter_goes_at_once(
+    base: Base, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[weakref.ref[Any]] = []
+    pack = served.engine._pack
+
+    def note(weights: LoraWeights) -> Any:
+        made = pack(weights)
+        packed.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(served.engine, "_pack", note)
+    gone = dataclasses.replace(adapter(base, "a"), content_hash="gone")
+    for _ in range(2):  # the second time over a known one
+        served.engine.add_adapter("gone", gone)
+    await served.engine.preload_adapter("gone")
+    assert await served.ends([Job("one", JOBS[0].prompt, "gone")]) == ["length"]
+    await served.engine.remove_adapter("gone")
+    assert [ref() for ref in packed] == [None, None]
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
