@@ -10,7 +10,7 @@ enum { STORE_BF16, ADD_BF16, SILU_MUL, STORE_F32 };
 enum { MAX_PARTS = 3 };
 
 typedef struct {
-    const bf16 *weight; /* packed as above */
+    const bf16 *weight; /* packed as linear.c says */
     const float *bias;  /* [num_tiles * 16] in the order of the tiles, or NULL */
     int32_t in, num_tiles, epilogue, index; /* index: which entry of an adapter's table is ours */
 } Linear;
