@@ -272,7 +272,8 @@ class Engine:
         """Run all waiting commands; sleep for the next one while there is nothing to compute."""
         if self._is_idle:
             # Someone may wait for a place that only a later removal or preload frees: look again.
-            timeout = 0.01 if self._scheduler.waiting or self._adapters.has_preloads else None
+            is_wanted = self._scheduler.has_unscheduled or self._adapters.has_preloads
+            timeout = 0.01 if is_wanted else None
             with contextlib.suppress(queue.Empty):
                 self._commands.get(timeout=timeout)()
         while True:

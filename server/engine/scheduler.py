@@ -94,6 +94,10 @@ class Scheduler:
         seq.number = self._num_added
         self.waiting.append(seq)
 
+    @property
+    def has_unscheduled(self) -> bool:
+        return bool(self.waiting or self.suspended)
+
     def schedule(self, now: float) -> list[Chunk]:
         """Choose the next step's chunks and reserve their KV blocks."""
         if not self._take_turns(now):
@@ -266,7 +270,9 @@ class Scheduler:
         try:
             is_held = self._adapters.pin(key)
         except Exception as error:  # whatever the write into the bank may raise
-            self.failed.append((seq, error))
+            # An answer under way waits for better times while others may still bring them.
+            if seq not in self.suspended or not self.running:
+                self.failed.append((seq, error))
             return False
         if is_held:
             self._held_since.setdefault(key, now)

@@ -60,6 +60,26 @@ def test_running_streams_get_their_token_before_a_long_prompt_gets_the_rest() ->
         advance(sched, chunks)
 
 
+@given(st.lists(st.lists(st.integers(1, 60), max_size=3), min_size=5, max_size=25))
+def test_no_prompt_delays_a_running_stream_by_more_than_the_budget(
+    arrivals: list[list[int]],
+) -> None:
+    """Prompts of the given lengths arrive before each step; the cache is large enough."""
+    sched = scheduler(num_blocks=2000)
+    for step, lengths in enumerate(arrivals):
+        for i, length in enumerate(lengths):
+            sched.add(sequence(f"{step}-{i}", [step, i, *range(length)]))
+        streams = [seq for seq in sched.running if seq.num_pending == 1]
+        chunks = sched.schedule(0.0)
+        assert sum(chunk.num_tokens for chunk in chunks) <= LIMITS.max_batched_tokens
+        assert len(sched.running) <= LIMITS.max_num_seqs
+        assert set(streams) <= {chunk.seq for chunk in chunks}
+        advance(sched, chunks)
+        for chunk in chunks:
+            if chunk.seq.num_generated == 3:
+                sched.finish(chunk.seq)
+
+
 def test_a_second_prompt_with_the_same_beginning_computes_only_the_rest() -> None:
     sched = scheduler()
     first = sequence("first", list(range(11)))

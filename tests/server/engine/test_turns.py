@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from server.engine.blocks import BlockPool
+from server.engine.errors import OutOfMemory
 from server.engine.output import OutputText
 from server.engine.request import GenerationRequest, SamplingParams
 from server.engine.residency import AdapterResidency
@@ -188,6 +189,30 @@ def test_a_suspended_answer_takes_a_place_back_after_a_bounded_wait() -> None:
         served.step()
     assert served.now - began < served.limits.max_suspension_s + 0.2
     assert served.scheduler.suspended == [second]
+
+
+def test_a_suspended_answer_outlives_a_lack_of_memory_for_its_way_back() -> None:
+    served = Served(1)
+    served.know("a", "b")
+    first = served.submit("a", num=50)
+    for _ in range(3):
+        served.step()
+    second, base = served.submit("b", num=3), served.submit(None, num=20)
+    served.step()
+
+    def fail(row: int, adapter: PackedAdapter) -> None:
+        raise OutOfMemory("no memory for the adapter")
+
+    write, served.bank._write = served.bank._write, fail
+    while second in served.scheduler.running:
+        served.step()
+    served.step()
+    assert served.scheduler.suspended == [first]
+    assert served.scheduler.running == [base]
+    assert served.scheduler.failed == []
+    served.bank._write = write
+    served.step()
+    assert first in served.scheduler.running
 
 
 def test_a_burst_of_new_adapters_costs_running_answers_one_write_per_step() -> None:
