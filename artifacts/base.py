@@ -133,16 +133,6 @@ def tensor_files(path: Path) -> list[Path]:
     raise NotFound(f"{path} holds no *.safetensors weights; give the folder of a whole base")
 
 
-def iter_tensors(base: Base) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every stored tensor by name, one shard after the other; mapped from disk, not read."""
-    from safetensors import safe_open
-
-    for file in tensor_files(base.path):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                yield name, tensors.get_tensor(name)
-
-
 class Checkpoint(Mapping[str, "torch.Tensor"]):
     """A base's tensors by name. Each is mapped for itself, so its pages go when it goes."""
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from artifacts.base import (
     EMBEDDED_BASE,
     INDEX_FILE,
-    iter_tensors,
+    Checkpoint,
     load_transformers_model,
     open_base,
     open_tokenizer,
@@ -79,7 +79,7 @@ def test_fingerprint_ignores_names_and_sharding(copy: Path, tiny_base: TinyBase)
     (copy / INDEX_FILE).write_text(json.dumps({"weight_map": shards}))
     base = open_base(copy)
     assert base.fingerprint == reference
-    read = dict(iter_tensors(base))
+    read = dict(Checkpoint(base))
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
@@ -235,14 +235,14 @@ def test_random_bases_depend_on_seed_and_name_only(tmp_path: Path) -> None:
         for name, seed in (("one", 1), ("same", 1), ("other", 2))
     )
     assert one.fingerprint == same.fingerprint != other.fingerprint
-    assert {tensor.dtype for _, tensor in iter_tensors(one)} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in Checkpoint(one).values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_random_bases_load_whole_and_run(tiny_base: TinyBase, family: str) -> None:
     base = open_base(tiny_base(family))
     model = load_transformers_model(base, "float32")
-    stored = dict(iter_tensors(base))
+    stored = dict(Checkpoint(base))
     assert stored.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(value, stored[name]) for name, value in model.named_parameters())
     assert not model.training

@@ -26,8 +26,6 @@ from server.engine.decoder import DecoderShape, Weights
 if TYPE_CHECKING:
     from artifacts.adapter import LoraPair, LoraWeights
 
-QKV, O, GATE_UP, DOWN = range(4)  # noqa: E741 - the projection's own name
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
