@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httpx
+import pytest
 from openai import AsyncOpenAI
 
 from artifacts.base import EMBEDDED_BASE
 from tests.conftest import PeftAdapter
 from tests.live.conftest import LiveServer
+from tests.server.engine.amx import needs_amx
 
 SECONDS = float(os.environ.get("HOT_SWAP_S", "10"))
 NUM_STREAMS = 16
@@ -76,9 +79,13 @@ async def swap_on(live: LiveServer, folders: list[str], until: float) -> int:
     return num_flips
 
 
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_amx)])
 async def test_no_request_fails_or_mixes_versions_while_adapters_are_swapped(
-    live: LiveServer, peft_adapter: PeftAdapter
+    start_live: Callable[..., LiveServer], peft_adapter: PeftAdapter, dtype: str
 ) -> None:
+    live = start_live("--dtype", dtype)
+    kernels = {"float32": "torch", "bfloat16": "amx"}[dtype]
+    assert live.admin("GET", "stats").json()["engine"]["kernels"] == kernels
     folders = [str(peft_adapter(EMBEDDED_BASE, rank=2 + seed, seed=seed)) for seed in range(3)]
     first = live.admin("POST", "adapters/load", {"name": "swapped", "path": folders[-1]})
     assert first.status_code == 201, first.text

@@ -305,7 +305,8 @@ static void store_block(float *sums) {
     _tile_stored(3, sums + 2 * TILE * TILE + TILE, 128);
 }
 
-/* Panels first..end for all rows. Long inner sums go in chunks whose x stays in the cache. */
+/* Panels first..end for all rows. Inner sums of several blocks go in chunks, so that the weight's
+ * piece stays in the first-level cache for all of them. */
 static void panels(const Product *product, int first, int end, float *scratch) {
     const Linear *linear = product->linear;
     const Rows *rows = product->rows;

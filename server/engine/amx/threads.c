@@ -4,7 +4,7 @@
  * waits for a thread that has not begun: on a machine whose cores also serve HTTP, a worker that is
  * not scheduled costs its help and nothing more. Workers spin between the products of a step, which
  * follow each other within microseconds, and sleep when nothing comes. (OpenMP's own threads sleep
- * at once where there are more threads than cores; waking them took 50 microseconds per product.)
+ * at once where there are more threads than cores, and waking them costs as much as a small product.)
  */
 #define _GNU_SOURCE
 #include "common.h"
