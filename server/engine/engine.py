@@ -162,6 +162,10 @@ class Engine:
         """End a request with ``abort``; nothing happens if it has ended already. Any thread."""
         self._commands.put(lambda: self._abort(request_id))
 
+    def abort_waiting(self) -> None:
+        """End with ``abort`` what has not been scheduled yet. Any thread."""
+        self._commands.put(self._abort_waiting)
+
     def _check_length(self, request: GenerationRequest) -> None:
         num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
         spec = self.spec
@@ -290,6 +294,11 @@ class Engine:
         if request_id in self._open:
             seq, stream = self._open[request_id]
             publish([(stream, self._end(seq, "abort"))])
+
+    def _abort_waiting(self) -> None:
+        for request_id, (seq, _) in [*self._open.items()]:
+            if seq.first_scheduled_at is None:
+                self._abort(request_id)
 
     def _end_unplaceable(self) -> list[tuple[AnswerStream, Delta]]:
         """Requests whose adapter could not be written into the bank."""

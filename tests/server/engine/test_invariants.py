@@ -116,6 +116,16 @@ async def test_stopping_ends_every_open_stream_and_refuses_new_ones() -> None:
         engine.submit(request("two"))
 
 
+async def test_aborting_what_waits_leaves_what_runs() -> None:
+    engine, _ = fake_engine()  # six seats
+    streams = [engine.submit(request(f"r{i}")) for i in range(9)]
+    await step(engine)
+    engine.abort_waiting()
+    await run_to_idle(engine)
+    reasons = [s.take_ready()[-1].finish_reason for s in streams]
+    assert reasons == ["length"] * 6 + ["abort"] * 3
+
+
 async def test_closing_a_stream_stops_its_generation() -> None:
     engine, runner = fake_engine()
     stream = engine.submit(request("one", num=40))
