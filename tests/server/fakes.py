@@ -49,6 +49,7 @@ class FakeStream(AsyncIterator[Delta]):
         self.queue: asyncio.Queue[Delta] = asyncio.Queue()
         self.is_finished = False
         self.num_generated = 0
+        self.is_waiting = True  # as long as the script holds it back
         self.task = asyncio.create_task(self._generate())
 
     async def __anext__(self) -> Delta:
@@ -76,6 +77,7 @@ class FakeStream(AsyncIterator[Delta]):
         try:
             if script.hold is not None:
                 await script.hold.wait()
+            self.is_waiting = False
             for position in range(sampling.max_tokens):
                 if script.delay_s:
                     await asyncio.sleep(script.delay_s)
@@ -150,6 +152,10 @@ class FakeEngine:
         self.aborted.append(request_id)
         if request_id in self.running:
             self.running[request_id].stop()
+
+    def abort_waiting(self) -> None:
+        for stream in [each for each in self.running.values() if each.is_waiting]:
+            self.abort(stream.request.request_id)
 
     def add_adapter(self, key: str, weights: Any) -> None:
         self.known[key] = weights
