@@ -134,7 +134,7 @@ def _serve(server: Server, listener: socket.socket) -> None:
         )
         _warn_if_open(server.settings, host)
 
-    DrainingServer(config, server, say_ready).run(sockets=[listener])
+    DrainingServer(app, config, server, say_ready).run(sockets=[listener])
 
 
 def _process_started_at() -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from sse_starlette.sse import AppStatus
 
 from server.app import create_app
 from server.draining import DrainingServer
+from server.engine.errors import EngineClosed
 from server.settings import Settings
 from server.state import Server
 from tests.server.conftest import wait_until
@@ -33,10 +35,12 @@ def no_automatic_drain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running(app: FastAPI, server: Server) -> Iterator[tuple[DrainingServer, str]]:
+def running(
+    app: FastAPI, server: Server, leave: Callable[[int], object] = print
+) -> Iterator[tuple[DrainingServer, str]]:
     ready = threading.Event()
     config = uvicorn.Config(app, port=0, log_level="error")
-    draining = DrainingServer(config, server, ready.set)
+    draining = DrainingServer(app, config, server, ready.set, leave)
     thread = threading.Thread(target=draining.run, daemon=True)
     thread.start()
     assert ready.wait(20)
@@ -103,21 +107,85 @@ def test_what_outlives_the_grace_time_ends_with_an_error_event(
     assert json.loads(lines[-1][6:])["error"]["code"] == "engine_closed"
 
 
+def test_what_waits_for_its_turn_is_503_at_once(
+    app: FastAPI, fake_server: Server, engine: FakeEngine
+) -> None:
+    engine.script.tokens = (3, 4) * 15
+    engine.script.delay_s = 0.02
+    refused: list[httpx.Response] = []
+    ended_at: list[float] = []
+
+    def wait_in_vain(url: str, body: dict[str, Any]) -> None:
+        refused.append(httpx.post(url + CHAT, json=body, timeout=20))
+        ended_at.append(time.monotonic())
+
+    with running(app, fake_server) as (draining, url):
+        lines: list[str] = []
+        reader = threading.Thread(target=stream, args=(url, lines))
+        reader.start()
+        wait_until(lambda: engine.num_tokens > 3)
+        engine.script.hold = asyncio.Event()
+        waiting = [threading.Thread(target=wait_in_vain, args=(url, HELLO)) for _ in range(3)]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: len(engine.running) == 4)
+        draining.handle_exit(signal.SIGTERM, None)
+        for thread in waiting:
+            thread.join(10)
+        assert reader.is_alive(), "nobody waited for the one that runs"
+        reader.join(10)
+    assert lines[-1] == "data: [DONE]"
+    assert [response.status_code for response in refused] == [503] * 3
+    assert all(response.headers["retry-after"] for response in refused)
+    assert {response.json()["error"]["code"] for response in refused} == {"engine_closed"}
+
+
 def test_a_second_signal_does_not_wait(
     app: FastAPI, fake_server: Server, engine: FakeEngine
 ) -> None:
     engine.script.is_endless = True
     engine.script.delay_s = 0.01
     engine.max_model_len = 10**6
-    with running(app, fake_server) as (draining, url):
+    left: list[int] = []
+    with running(app, fake_server, left.append) as (draining, url):
         reader = threading.Thread(target=stream_until_cut, args=(url,))
         reader.start()
         wait_until(lambda: engine.num_tokens > 3)
-        started = time.monotonic()
         draining.handle_exit(signal.SIGTERM, None)
-        draining.handle_exit(signal.SIGTERM, None)
+        assert left == []
+        draining.handle_exit(signal.SIGINT, None)
+        assert left == [128 + signal.SIGINT]
+        draining.should_exit = draining.force_exit = True  # as ``left`` did not end the process
         reader.join(10)
-    assert time.monotonic() - started < 5
+
+
+def test_what_stops_the_start_comes_out_of_run(fake_server: Server, engine: FakeEngine) -> None:
+    app = create_app(fake_server)
+
+    def fail() -> None:
+        raise EngineClosed("no threads")
+
+    engine.start = fail  # type: ignore[method-assign]
+    draining = DrainingServer(app, uvicorn.Config(app, port=0), fake_server, pytest.fail)
+    with pytest.raises(EngineClosed, match="no threads"):
+        draining.run()
+
+
+def test_a_signal_during_the_start_ends_it_in_order(
+    fake_server: Server, engine: FakeEngine
+) -> None:
+    app = create_app(fake_server)
+    draining = DrainingServer(app, uvicorn.Config(app, port=0), fake_server, pytest.fail)
+    start = engine.start
+
+    def start_slowly() -> None:
+        start()
+        draining.handle_exit(signal.SIGTERM, None)
+
+    engine.start = start_slowly  # type: ignore[method-assign]
+    draining.run()
+    assert not engine.is_started, "it was stopped again"
+    assert not draining.started
 
 
 def test_an_idle_server_ends_at_once(app: FastAPI, fake_server: Server) -> None:
