@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from artifacts.adapter import read_adapter
-from artifacts.base import open_base
+from artifacts.base import Base, open_base
 from artifacts.chat import ChatRenderer
 from artifacts.database import Database
 from artifacts.home import Home
@@ -19,18 +20,21 @@ from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
 
+Named = tuple[str, Path]  # --adapter
 REMEDIES = "Take --quantization nf4, a smaller base, or less LORALOOP_KV_CACHE_TOKENS."
 
 
-def build_server(settings: Settings, home: Home) -> Server:
+def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) -> Server:
     """Everything but a socket; nothing is started yet.
 
-    Raises LoraloopError or EngineError with what is wrong and what to do.
+    ``folders`` are PEFT folders to register and to load at the start: whatever is wrong with them
+    is said before the base is read. Raises LoraloopError or EngineError.
     """
     database = Database(settings.database_url or home.database_url)
     registry = Registry(home, database)
     registry.recover()
     base = open_base(settings.model)
+    preload = [_register(registry, base, settings.max_rank, named) for named in folders]
     with memory_bound(f"loading {base.id}", REMEDIES):
         engine = build_engine(
             base,
@@ -51,20 +55,21 @@ def build_server(settings: Settings, home: Home) -> Server:
         renderer=ChatRenderer(base.tokenizer),
         engine=engine,
         telemetry=Telemetry(),
+        preload=preload,
         control=control,
         **control.services(),
     )
 
 
-def register_folder(server: Server, name: str, folder: Path) -> AdapterVersion:
-    """The version of ``name`` that holds the PEFT folder's weights: a new one, unless an earlier
+def _register(registry: Registry, base: Base, max_rank: int, named: Named) -> AdapterVersion:
+    """The version of the name that holds the PEFT folder's weights: a new one, unless an earlier
     start registered the same. Raises InvalidName, AdapterRejected."""
+    name, folder = named
     content_hash = read_adapter(folder).content_hash
-    for version in server.registry.list():
+    for version in registry.list():
         if (version.name, version.content_hash) == (name, content_hash):
             return version
-    max_rank = server.engine.max_rank
-    return import_adapter(server.registry, folder, name, server.base, max_rank=max_rank)
+    return import_adapter(registry, folder, name, base, max_rank=max_rank)
 
 
 def _engine_limits(settings: Settings) -> EngineLimits:

@@ -66,7 +66,7 @@ def run(options: dict[str, Any], adapters: list[str]) -> None:
         with HomeLock(home.root):
             _serve(_load(settings, home, folders), listener)
     except (LoraloopError, EngineError) as error:
-        raise CannotStart(str(error)) from error
+        raise CannotStart(" ".join(str(error).split())) from error
 
 
 def parse_folder(text: str) -> tuple[str, Path]:
@@ -103,10 +103,9 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _load(settings: Settings, home: Home, folders: list[tuple[str, Path]]) -> Server:
-    from server.assembly import build_server, register_folder
+    from server.assembly import build_server
 
-    server = build_server(settings, home)
-    server.preload = [register_folder(server, name, folder) for name, folder in folders]
+    server = build_server(settings, home, folders)
     for version in server.preload:
         typer.echo(f"adapter: {version.id}")
     return server

@@ -27,7 +27,7 @@ from artifacts.architecture import linear_shapes
 from artifacts.base import open_base
 from artifacts.home import Home
 from server.app import create_app
-from server.assembly import build_server, register_folder
+from server.assembly import build_server
 from server.settings import Settings
 from server.state import Server
 from tests.server.conftest import Live, serving, wait_until
@@ -63,11 +63,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Live, Serve
     root = tmp_path_factory.mktemp("real")
     given: dict[str, Any] = {"dtype": "float32", "kv_cache_tokens": 8192, "num_threads": 1}
     settings = Settings(home=root / "home", **given)
-    server = build_server(settings, Home.open(settings.home))
-    for name, rank in (("shop", 8), ("poet", 16)):
-        folder = write_adapter(root / name, rank, seed=rank)
-        server.preload.append(register_folder(server, name, folder))
-        assert register_folder(server, name, folder).version == 1  # the same bytes, once
+    ranks = {"shop": 8, "poet": 16}
+    folders = [(name, write_adapter(root / name, rank, seed=rank)) for name, rank in ranks.items()]
+    server = build_server(settings, Home.open(settings.home), folders * 2)
+    assert [version.id for version in server.preload] == [
+        "shop@1",
+        "poet@1",
+    ] * 2  # same bytes, once
     with serving(create_app(server)) as live:
         yield live, server
     server.database.close()
