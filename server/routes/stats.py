@@ -73,6 +73,9 @@ def _engine(server: Server) -> dict[str, Any]:
         "waiting": stats.num_waiting,
         "kv_blocks_total": stats.kv_blocks_total,
         "kv_blocks_free": stats.kv_blocks_free,
+        "known_adapters": len(server.engine.known_adapters()),
+        "preemptions": stats.num_preemptions,
+        "suspensions": stats.num_suspensions,
         "steps": stats.num_steps,
         "forward_passes": stats.num_forward_passes,
     }
