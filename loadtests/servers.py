@@ -47,6 +47,7 @@ class Running:
     url: str
     model: str = ""
     process: subprocess.Popen[bytes] | None = None
+    log: Path | None = None  # what it prints, as long as it runs
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -90,7 +91,7 @@ def running(spec: Spec) -> Iterator[Running]:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a group of its own, to pause and end it whole
         )
-        server = Running(spec.name, f"http://127.0.0.1:{port}", spec.model, process)
+        server = Running(spec.name, f"http://127.0.0.1:{port}", spec.model, process, Path(log.name))
         try:
             _wait_until_ready(server, process, Path(log.name))
             yield server
