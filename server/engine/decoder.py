@@ -88,7 +88,10 @@ class PackedInput:
 
 
 class Weights:
-    """Checkpoint tensors by name, converted when taken."""
+    """Checkpoint tensors by name, converted when taken.
+
+    What is taken may be a view into the mapped file: good for packing, not for keeping.
+    """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
@@ -119,6 +122,14 @@ class Weights:
     def optional(self, name: str, *shape: int) -> Tensor | None:
         return self.take(name, *shape) if name in self else None
 
+    def keep(self, name: str, *shape: int) -> Tensor:
+        """A tensor in memory of our own. A file that shrinks under a mapping ends the process."""
+        tensor = self.take(name, *shape)
+        return tensor.clone() if tensor.device.type == "cpu" else tensor
+
+    def keep_optional(self, name: str) -> Tensor | None:
+        return self.keep(name) if name in self else None
+
     def linear(self, modules: tuple[str, ...], quantization: Quantization) -> Linear:
         """One product for linears that read the same input, outputs side by side."""
         weight = torch.cat([self.take(f"{m}.weight") for m in modules])
@@ -139,10 +150,10 @@ class DecoderLayer:
         self._shape = shape
         self._qkv, self._o, self._gate_up, self._down = linears
         prefix = f"model.layers.{index}."
-        self._input_norm = weights.take(prefix + "input_layernorm.weight")
-        self._mlp_norm = weights.take(prefix + "post_attention_layernorm.weight")
-        self._q_norm = weights.optional(prefix + "self_attn.q_norm.weight")
-        self._k_norm = weights.optional(prefix + "self_attn.k_norm.weight")
+        self._input_norm = weights.keep(prefix + "input_layernorm.weight")
+        self._mlp_norm = weights.keep(prefix + "post_attention_layernorm.weight")
+        self._q_norm = weights.keep_optional(prefix + "self_attn.q_norm.weight")
+        self._k_norm = weights.keep_optional(prefix + "self_attn.k_norm.weight")
 
     def forward(
         self,
@@ -207,14 +218,14 @@ class Decoder:
         on_layer: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self.shape = DecoderShape.of(config)
-        self._embedding = weights.take("model.embed_tokens.weight")
+        self._embedding = weights.keep("model.embed_tokens.weight")
         self._layers: list[DecoderLayer] = []
         groups = self.shape.lora_groups()
         for i in range(self.shape.num_layers):
             linears = [weights.linear(g.modules, quantization) for g in groups[4 * i : 4 * i + 4]]
             self._layers.append(DecoderLayer(i, self.shape, weights, linears))
             on_layer(i + 1, self.shape.num_layers)
-        self._norm = weights.take("model.norm.weight")
+        self._norm = weights.keep("model.norm.weight")
         # Embedding and output product stay 16-bit under quantisation: rounding them costs most.
         head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self._head = make_linear(weights.take(f"{head}.weight"), None, "none")

@@ -26,8 +26,10 @@ def make_linear(weight: Tensor, bias: Tensor | None, quantization: Quantization)
     """A product with ``weight [out, in]`` in the form that is fastest on its device."""
     if quantization != "none":
         return _quantized(weight, bias, quantization)
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return _prepacked(weight, bias)
+    if weight.device.type == "cpu":
+        if torch.backends.mkldnn.is_available():
+            return _prepacked(weight, bias)
+        weight = weight.clone()  # it may be a view into a mapped file
     return lambda x: F.linear(x, weight, bias)
 
 

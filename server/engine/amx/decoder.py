@@ -236,7 +236,7 @@ class AmxDecoder:
         if is_tied:
             return head.c, None
         size = (self._shape.vocab_size, self._shape.hidden)
-        return head.c, self._keep(weights.take("model.embed_tokens.weight", *size).contiguous())
+        return head.c, self._keep(weights.keep("model.embed_tokens.weight", *size).contiguous())
 
     def _allocate(self, limits: DecoderLimits) -> None:
         """Give the model its working memory."""
