@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
 
 from artifacts.adapter_config import CONFIG_FILE, LoraSettings, parse_settings, read_config
 from artifacts.architecture import linear_shapes
 from artifacts.errors import AdapterRejected
+from artifacts.storage import storage_errors
 
 __all__ = [
     "CONFIG_FILE",
@@ -79,7 +81,8 @@ def read_adapter(folder: Path) -> LoraWeights:
 
     Raises AdapterRejected: missing_config, unreadable_config, unsupported_type,
     unsupported_feature, missing_weights, pickle_refused, unreadable_weights, unknown_tensor,
-    unsupported_dtype, shape_mismatch, not_finite, zero_effect.
+    unsupported_dtype, shape_mismatch, not_finite, zero_effect. Raises StorageError where the disk
+    fails rather than the adapter.
     """
     config = read_config(folder)
     settings = parse_settings(config)
@@ -176,10 +179,13 @@ def _refuse_module(module: str, shapes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor, copied: the file may change or go away later."""
+    """Every tensor in memory of our own.
+
+    Read, not mapped: a file that shrinks or fails under a mapping kills the process (SIGBUS).
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).clone() for name in sorted(file.keys())}
+        with storage_errors(path):
+            return dict(sorted(parse_tensors(path.read_bytes()).items()))
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise AdapterRejected(
             "unreadable_weights",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.architecture import check_config, check_tensors, check_type, effective_config
 from artifacts.errors import InvalidInput, NotFound
-from artifacts.tensor_file import MalformedTensorFile, TensorEntry, TensorFile
+from artifacts.storage import storage_errors
+from artifacts.tensor_file import MalformedTensorFile, TensorFile
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,11 @@ def tensor_files(path: Path) -> list[Path]:
 
 
 class Checkpoint(Mapping[str, "torch.Tensor"]):
-    """A base's tensors by name. Each is mapped for itself, so its pages go when it goes."""
+    """A base's tensors by name. Each is mapped for itself, so its pages go when it goes.
+
+    Whoever keeps one keeps a copy: the file may change later, and a mapped page that is gone
+    kills the process (SIGBUS).
+    """
 
     def __init__(self, base: Base) -> None:
         from safetensors import safe_open
@@ -214,20 +219,19 @@ def _fingerprint(config: Any, path: Path) -> str:
     """SHA-256 over effective config and all tensors' names, shapes, dtypes and sampled bytes.
 
     The same for any sharding. Reads at most 64 KiB of each tensor, so 14 GB take well under a
-    second from a warm disk cache. Raises InvalidInput if the tensors are not the family's.
+    second from a warm disk cache. Raises InvalidInput if the tensors are not the family's, and
+    StorageError.
     """
     digest = hashlib.sha256(b"loraloop-base-1\n")
     digest.update(json.dumps(effective_config(config), sort_keys=True).encode())
-    with ExitStack() as stack:
-        found: list[tuple[TensorEntry, TensorFile]] = []
-        for file in tensor_files(path):
-            try:
-                tensors = stack.enter_context(TensorFile(file))
-            except MalformedTensorFile as error:
-                raise InvalidInput(f"{error}; copy the base again", param="model") from error
-            found += [(entry, tensors) for entry in tensors.entries.values()]
-        check_tensors(config, {entry.name: entry.shape for entry, _ in found}, path)
-        for entry, tensors in sorted(found, key=lambda pair: pair[0].name):
-            digest.update(json.dumps([entry.name, entry.dtype, entry.shape]).encode())
-            digest.update(tensors.sample(entry))
+    try:
+        with storage_errors(path), ExitStack() as stack:
+            files = [stack.enter_context(TensorFile(file)) for file in tensor_files(path)]
+            found = [(entry, tensors) for tensors in files for entry in tensors.entries.values()]
+            check_tensors(config, {entry.name: entry.shape for entry, _ in found}, path)
+            for entry, tensors in sorted(found, key=lambda pair: pair[0].name):
+                digest.update(json.dumps([entry.name, entry.dtype, entry.shape]).encode())
+                digest.update(tensors.sample(entry))
+    except MalformedTensorFile as error:
+        raise InvalidInput(f"{error}; copy the base again", param="model") from error
     return digest.hexdigest()

@@ -8,7 +8,11 @@ LoraloopError
 │   └── AdapterRejected   the load gate refused an adapter (``reason`` is machine-readable)
 ├── NotFound              no such base, adapter, version, alias or file
 ├── Conflict              the request contradicts what is stored or running
-└── Corrupt               stored bytes do not match their record
+├── Corrupt               stored bytes do not match their record
+└── StorageError          the disk or the database failed; what was asked is not stored
+    ├── StorageFull       no space is left
+    ├── StorageReadOnly   it cannot be written
+    └── StorageBusy       not now, but soon perhaps: a lock held elsewhere, no descriptor left
 """
 
 
@@ -58,3 +62,19 @@ class Conflict(LoraloopError):
 
 class Corrupt(LoraloopError):
     """Stored bytes do not match their record."""
+
+
+class StorageError(LoraloopError):
+    """The disk or the database under the home failed. The request may be fine."""
+
+
+class StorageFull(StorageError):
+    """No space is left: waiting alone does not help."""
+
+
+class StorageReadOnly(StorageError):
+    """The place cannot be written: waiting alone does not help."""
+
+
+class StorageBusy(StorageError):
+    """Somebody or something else holds what is needed; the same request may work later."""

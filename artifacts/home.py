@@ -58,6 +58,11 @@ class Home:
         return self.root / "exports"
 
     @property
+    def answers(self) -> Path:
+        """What feedback may refer to and the database does not know yet."""
+        return self.root / "answers"
+
+    @property
     def tmp(self) -> Path:
         """Half-written things, on the same file system as their final place."""
         return self.root / "tmp"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from artifacts.errors import AdapterRejected, Corrupt
 from artifacts.manifest import AdapterManifest
+from artifacts.storage import storage_errors
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -40,13 +41,15 @@ class LoadGate:
     def read(self, version: AdapterVersion) -> LoraWeights:
         """The weights of a registered version, as they were registered.
 
-        Raises AdapterRejected if they do not fit this base, Corrupt if the disk changed them.
+        Raises AdapterRejected if they do not fit this base, Corrupt if the disk changed them,
+        StorageError if the disk itself fails.
         """
         from artifacts.adapter import check_adapter, read_adapter  # needs torch
         from artifacts.importing import check_manifest
 
         try:
-            weights = read_adapter(version.path)
+            with storage_errors(version.path):
+                weights = read_adapter(version.path)
         except AdapterRejected as error:
             raise _damaged(version, str(error)) from error
         except OSError as error:
@@ -80,6 +83,7 @@ def marks(manifest: AdapterManifest) -> list[str]:
 
 def _damaged(version: AdapterVersion, reason: str) -> Corrupt:
     return Corrupt(
-        f"Adapter {version.id} is damaged on disk ({reason}): restore {version.path} from a copy, "
-        "or remove the version and train or import it again."
+        f"Adapter {version.id} is damaged on disk ({reason}): `loraloop adapters verify "
+        f"{version.id}` names the file; restore {version.path} from a copy, or remove the version "
+        "and train or import it again."
     )
