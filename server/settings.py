@@ -72,6 +72,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * MIB, ge=1024)
     max_upload_bytes: int = Field(512 * MIB, ge=1024)
     max_answers_kept: int = Field(200_000, ge=1, description="answers that feedback can score")
+    max_request_s: float = Field(600.0, gt=0, description="receipt to last token, queue included")
+    max_unread_tokens: int = Field(
+        4096, ge=1, description="that a slow reader may leave; one more ends its answer"
+    )
+    stall_s: float = Field(30.0, gt=0, description="how long a reader may read nothing")
     grace_s: float = Field(
         30.0, ge=0, le=3600, description="how long running answers may take after SIGTERM"
     )

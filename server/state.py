@@ -8,7 +8,7 @@ live in ``server/engine`` and need torch, the tests' ones do not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -38,14 +38,13 @@ if TYPE_CHECKING:
 class AnswerStream(Protocol):
     """The deltas of one answer; the last one, and only that one, has a finish_reason."""
 
-    def __aiter__(self) -> AsyncIterator[Delta]: ...
-
-    async def __anext__(self) -> Delta: ...
+    def listen(self, listener: Callable[[Delta], None]) -> None:
+        """Call ``listener`` with each delta that arrives, at first with those that wait already."""
 
     def take_ready(self) -> list[Delta]:
-        """Deltas that have already arrived and were not consumed."""
+        """Deltas that have arrived and were not consumed."""
 
-    async def aclose(self) -> None:
+    def stop(self) -> None:
         """Stop generating if unfinished. May be called twice."""
 
 

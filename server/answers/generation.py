@@ -10,17 +10,20 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
-from server.errors import ApiError
-from server.reporting.telemetry import RequestTimer
+from server.errors import RETRY_AFTER_S, ApiError
+from server.reporting.telemetry import Outcome, RequestTimer
 from server.resolve import Target, fingerprint
 from server.state import AnswerStream, Lifecycle, Server
 
 log = logging.getLogger("loraloop.server")
+
+Arrived = list[tuple[int, Delta]]  # choice, delta
+_LATER = {"Retry-After": str(RETRY_AFTER_S)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +52,56 @@ class Answer:
     streams: list[AnswerStream]
     timer: RequestTimer
     lifecycle: Lifecycle
-    _num_open: int
-    _is_closed: bool = False
+    num_open: int  # choices whose end has not been taken
     num_generated: int = 0
     num_cached: int = 0
-    _feeds: list[asyncio.Task[None]] = field(default_factory=list)
+    num_unread: int = 0  # tokens that have arrived and were not taken
+    on_arrival: Callable[[], None] | None = None
+    _failure: ApiError | None = None
+    _expiry: asyncio.TimerHandle | None = None
+    _is_closed: bool = False
+    _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
-        """(choice, delta) in the order of generation; what has queued up comes as one delta.
+    def __post_init__(self) -> None:
+        for stream in self.streams:
+            stream.listen(self._note)
+
+    async def arrivals(self) -> Arrived:
+        """What has arrived since the last call: (choice, delta), one delta for each choice.
+
+        Empty once all choices have ended. Nothing is lost if this is cancelled.
 
         Raises:
-            ApiError: a choice ended in error, or the engine stopped.
+            ApiError: a choice ended in error, the engine stopped, or the answer was cancelled.
         """
-        source = _only(self.streams[0]) if len(self.streams) == 1 else self._interleaved()
-        async for index, delta in source:
-            self._count(index, delta)
-            if self._num_open == 0:
-                # Counted before the client can know: whoever then asks for statistics finds it.
-                self.timer.finish("ok")
-            yield index, delta
-            if self._num_open == 0:
-                return
+        while self.num_open:
+            if self._failure is not None:
+                raise self._failure
+            self._arrived.clear()
+            if arrived := self._take():
+                return arrived
+            await self._arrived.wait()
+        return []
+
+    @property
+    def failure(self) -> ApiError | None:
+        """What the next ``arrivals`` raises."""
+        return self._failure
+
+    def cancel(self, error: ApiError, outcome: Outcome = "error") -> None:
+        """Stop generating from outside: ``arrivals`` raises ``error``, the answer counts as
+        ``outcome``. Nothing happens to an answer whose end has been taken."""
+        if self._failure is not None or self.num_open == 0:
+            return
+        self._failure = error
+        self.timer.finish(outcome)
+        self._stop()
+        self._arrived.set()
+
+    def end_after(self, seconds: float, error: ApiError) -> None:
+        """Cancel the answer as timed out unless it is closed by then."""
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(seconds, self.cancel, error, "timed_out")
 
     def fail(self) -> None:
         """Count the request as an error of ours."""
@@ -82,10 +114,9 @@ class Answer:
         self._is_closed = True
         self.lifecycle.answer_ended()
         self.timer.finish("aborted")
-        for task in self._feeds:
-            task.cancel()
-        for stream in self.streams:
-            await stream.aclose()
+        self._stop()
+        if self._expiry is not None:
+            self._expiry.cancel()
 
     def usage(self) -> dict[str, object]:
         """OpenAI's usage object, exact once all choices have ended."""
@@ -96,40 +127,49 @@ class Answer:
             "prompt_tokens_details": {"cached_tokens": self.num_cached},
         }
 
+    def _note(self, delta: Delta) -> None:
+        self.num_unread += len(delta.token_ids)
+        self._arrived.set()
+        if self.on_arrival is not None:
+            self.on_arrival()
+
+    def _stop(self) -> None:
+        for stream in self.streams:
+            stream.stop()
+        self.num_unread = 0
+
+    def _take(self) -> Arrived:
+        taken: Arrived = []
+        for index, stream in enumerate(self.streams):
+            if ready := stream.take_ready():
+                delta = merge(ready)
+                self._count(index, delta)
+                if delta.finish_reason in ("error", "abort"):
+                    delta = replace(delta, finish_reason=None)  # its text was generated before
+                if delta.text or delta.token_ids or delta.finish_reason is not None:
+                    taken.append((index, delta))
+            if self._failure is not None:
+                break  # the others have been stopped
+        if self.num_open == 0:
+            # Counted before the client can know: whoever then asks for statistics finds it.
+            self.timer.finish("ok")
+        return taken
+
     def _count(self, index: int, delta: Delta) -> None:
         if delta.token_ids:
+            self.num_unread -= len(delta.token_ids)
             self.num_generated += len(delta.token_ids)
             self.timer.tokens(len(delta.token_ids), index)
-        if delta.finish_reason is None:
-            return
-        self._num_open -= 1
         if delta.timing is not None:
             self.num_cached += delta.timing.num_cached_tokens
             self.timer.timing(delta.timing)
         if delta.finish_reason == "error":
-            self.timer.finish("error")
             log.error("answer %s, choice %d failed: %s", self.id, index, delta.error)
-            raise ApiError(500, "The answer could not be generated.", code="generation_failed")
-        if delta.finish_reason == "abort":
-            self.timer.finish("error")
-            raise _stopping()
-
-    async def _interleaved(self) -> AsyncIterator[tuple[int, Delta]]:
-        queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
-
-        async def feed(index: int, stream: AnswerStream) -> None:
-            async for delta in stream:
-                queue.put_nowait((index, delta))
-
-        self._feeds = [asyncio.create_task(feed(i, s)) for i, s in enumerate(self.streams)]
-        while True:
-            index, delta = await queue.get()
-            arrived = {index: [delta]}
-            while not queue.empty():
-                index, delta = queue.get_nowait()
-                arrived.setdefault(index, []).append(delta)
-            for index, deltas in arrived.items():
-                yield index, merge(deltas)
+            self.cancel(_failed())
+        elif delta.finish_reason == "abort":  # by the engine: whoever aborts here listens no more
+            self.cancel(_stopping())
+        elif delta.finish_reason is not None:
+            self.num_open -= 1
 
 
 def check_capacity(server: Server, target: Target) -> None:
@@ -185,7 +225,7 @@ async def accept(server: Server, work: Work) -> Answer:
         headers=target.headers,
         num_prompt_tokens=sum(len(prompt) for prompt in work.prompts),
         streams=streams,
-        _num_open=len(streams),
+        num_open=len(streams),
         timer=server.telemetry.begin(target.adapter_id, target.arm_id, work.received_at),
         lifecycle=server.lifecycle,
     )
@@ -207,7 +247,7 @@ async def _submit(server: Server, work: Work, answer_id: str) -> list[AnswerStre
                 streams.append(server.engine.submit(_request(work, answer_id, prompt, streams)))
     except Exception:
         for stream in streams:
-            await stream.aclose()
+            stream.stop()
         raise
     return streams
 
@@ -220,11 +260,6 @@ def _request(
         # Choices with one seed would all be the same.
         sampling = replace(sampling, seed=(sampling.seed + index) % 2**63)
     return GenerationRequest(f"{answer_id}-{index}", prompt, sampling, work.target.adapter_key)
-
-
-async def _only(stream: AnswerStream) -> AsyncIterator[tuple[int, Delta]]:
-    async for delta in stream:
-        yield 0, merge([delta, *stream.take_ready()])
 
 
 def merge(deltas: list[Delta]) -> Delta:
@@ -242,5 +277,9 @@ def merge(deltas: list[Delta]) -> Delta:
 
 def _stopping() -> ApiError:
     message = "The server is shutting down; send the request again."
-    headers = {"Retry-After": "2"}
-    return ApiError(503, message, code="engine_closed", headers=headers)
+    return ApiError(503, message, code="engine_closed", headers=_LATER)
+
+
+def _failed() -> ApiError:
+    message = "The answer could not be generated."
+    return ApiError(500, message, code="generation_failed", headers=_LATER)

@@ -1,72 +1,106 @@
-"""Answers on their way to the client: server-sent events, or one JSON body.
+"""Answers as they are sent: server-sent events, or one JSON body.
 
-Either way the answer is closed when the client has it or has gone, so that no token is generated
-for nobody. A failure after the first byte is an event ``data: {"error": …}`` and the end of the
-stream without ``[DONE]``, which OpenAI's client raises as APIError.
+What fails before the first byte has its true status, so that OpenAI's client tries again by itself.
+A failure after it is an event ``data: {"error": …}`` and the end of the stream without ``[DONE]``,
+which OpenAI's client raises as APIError.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
 
-from fastapi import Request
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
-from server.answers.generation import Answer
+from server.answers.generation import Answer, Arrived
+from server.answers.reader import Patience, Reader
 from server.answers.wire import DONE, Choice, Chunks, Wire, body, encode
+from server.connection import Line
 from server.engine.request import Delta
 from server.errors import ApiError
 
 log = logging.getLogger("loraloop.server")
 
-PING_S = 15
-CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody is there to read it
+# A busy server's queue is mostly shorter; clients and proxies wait longer for a response to begin.
+HOLD_S = 5.0
+PING_S = 15.0
 EndTokens = frozenset[int]
 
 
-class AnswerEvents(EventSourceResponse):
-    """An answer as server-sent events. The first chunk goes out before the first token exists."""
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an answer is to be written."""
 
-    def __init__(self, answer: Answer, wire: Wire, end_tokens: EndTokens, has_usage: bool) -> None:
+    wire: Wire
+    end_tokens: EndTokens
+    is_stream: bool
+    has_usage: bool = False  # a last chunk of it; a whole body always has it
+
+
+async def first_arrivals(answer: Answer) -> Arrived:
+    """The first deltas of an answer; none if it has none yet after HOLD_S.
+
+    Raises:
+        ApiError: the answer failed while nothing was sent.
+    """
+    arrived: Arrived = []
+    try:
+        async with asyncio.timeout(HOLD_S):
+            arrived = await answer.arrivals()
+    except TimeoutError:
+        pass
+    if answer.failure is not None:
+        raise answer.failure
+    return arrived
+
+
+class AnswerEvents(EventSourceResponse):
+    """An answer as server-sent events, kept alive by comments; it closes the answer.
+
+    ``first`` are the deltas taken so far. ``who`` names the client in the log.
+    """
+
+    def __init__(
+        self, answer: Answer, form: Form, first: Arrived, patience: Patience, who: str
+    ) -> None:
         self._answer = answer
+        self._patience = patience
+        self._who = who
         super().__init__(
-            _events(answer, wire, end_tokens, has_usage),
+            _events(answer, form, first),
             headers=answer.headers,
             ping=PING_S,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reader = Reader(self._answer, send, Line.of(scope), self._patience, self._who)
         try:
-            await super().__call__(scope, receive, send)
+            with reader.watched():
+                await super().__call__(scope, receive, reader.send)
         finally:
             # Here and not in the generator: one that was never begun runs no ``finally``.
             await self._answer.close()
 
 
-async def _events(
-    answer: Answer, wire: Wire, end_tokens: EndTokens, has_usage: bool
-) -> AsyncIterator[bytes]:
-    chunks = Chunks(answer, wire, has_usage)
-    openings = [wire.opening(index) for index in range(len(answer.streams))]
-    if first := b"".join(chunks.of(choice) for choice in openings if choice is not None):
-        yield first
+async def _events(answer: Answer, form: Form, first: Arrived) -> AsyncIterator[bytes]:
+    chunks = Chunks(answer, form.wire, form.has_usage)
+    openings = [form.wire.opening(index) for index in range(len(answer.streams))]
+    event = b"".join(chunks.of(choice) for choice in openings if choice is not None)
+    arrived = first
     try:
-        async for index, delta in answer.deltas():
-            delta = without_end_token(delta, end_tokens)
-            event = b""
-            if delta.text or delta.token_ids:
-                event = chunks.of(wire.piece(index, delta))
-            if delta.finish_reason is not None:
-                event += chunks.of(wire.ending(index, delta.finish_reason))
+        while True:
+            event += b"".join(_chunks(chunks, form, arrived))
             if event:
                 yield event
+            event = b""
+            arrived = await answer.arrivals()
+            if not arrived:
+                break
     except ApiError as error:
         yield _error_event(error)
     except Exception:  # the last place that can still tell the client
@@ -74,52 +108,30 @@ async def _events(
         answer.fail()
         yield _error_event(ApiError(500, "The stream broke on the server.", code="internal_error"))
     else:
-        yield chunks.usage(answer) + DONE if has_usage else DONE
+        yield chunks.usage(answer) + DONE if form.has_usage else DONE
+
+
+def _chunks(chunks: Chunks, form: Form, arrived: Arrived) -> Iterator[bytes]:
+    for index, delta in arrived:
+        delta = without_end_token(delta, form.end_tokens)
+        if delta.text or delta.token_ids:
+            yield chunks.of(form.wire.piece(index, delta))
+        if delta.finish_reason is not None:
+            yield chunks.of(form.wire.ending(index, delta.finish_reason))
 
 
 def _error_event(error: ApiError) -> bytes:
     return b"data: " + encode(error.body()).encode() + b"\n\n"
 
 
-async def answer_whole(
-    request: Request, answer: Answer, wire: Wire, end_tokens: EndTokens
-) -> Response:
-    """The answer as one JSON body; generation stops when the client leaves before."""
-    try:
-        choices = await _unless_gone(request, _collect(answer, end_tokens))
-    finally:
-        await answer.close()
-    if choices is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    content = encode(body(answer, wire, choices))
-    return Response(content, media_type="application/json", headers=answer.headers)
-
-
-async def _collect(answer: Answer, end_tokens: EndTokens) -> list[Choice]:
+async def whole_answer(answer: Answer, form: Form) -> Response:
+    """The answer as one JSON body, once it has ended. Raises ApiError."""
     choices = [Choice() for _ in answer.streams]
-    async for index, delta in answer.deltas():
-        choices[index].add(without_end_token(delta, end_tokens))
-    return choices
-
-
-async def _unless_gone(
-    request: Request, collecting: Coroutine[Any, Any, list[Choice]]
-) -> list[Choice] | None:
-    """The result of ``collecting``, or None once the client has closed its connection."""
-    work = asyncio.create_task(collecting)
-    leaving = asyncio.create_task(_gone(request))
-    try:
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return await work if work.done() else None
-    finally:
-        leaving.cancel()
-        work.cancel()
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client leaves. The body has been read: only a disconnect can follow."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    while arrived := await answer.arrivals():
+        for index, delta in arrived:
+            choices[index].add(without_end_token(delta, form.end_tokens))
+    content = encode(body(answer, form.wire, choices))
+    return Response(content, media_type="application/json", headers=answer.headers)
 
 
 def without_end_token(delta: Delta, end_tokens: EndTokens) -> Delta:

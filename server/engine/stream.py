@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class AnswerStream(AsyncIterator[Delta]):
     """Deltas of one request in generation order; the last one has a ``finish_reason``.
 
-    Leaving early is `aclose`, which stops the generation.
+    Leaving early is `stop`, which ends the generation. Everything is called on the event loop.
     """
 
     def __init__(self, request_id: str, abort: Callable[[str], None]) -> None:
@@ -24,14 +24,25 @@ class AnswerStream(AsyncIterator[Delta]):
         self._abort = abort
         self._deltas: deque[Delta] = deque()
         self._arrived = asyncio.Event()
+        self._listener: Callable[[Delta], None] | None = None
         self._is_finished = False  # the last delta was consumed, or nobody wants it
         self._has_last = False  # the last delta has arrived
 
     def push(self, delta: Delta) -> None:
-        """Called on the event loop, in generation order."""
-        self._deltas.append(delta)
+        """Called in generation order."""
         self._has_last |= delta.finish_reason is not None
+        if self._is_finished:
+            return
+        self._deltas.append(delta)
         self._arrived.set()
+        if self._listener is not None:
+            self._listener(delta)
+
+    def listen(self, listener: Callable[[Delta], None]) -> None:
+        """Call ``listener`` with each delta that arrives, at first with those that wait already."""
+        self._listener = listener
+        for delta in self._deltas:
+            listener(delta)
 
     async def __anext__(self) -> Delta:
         if self._is_finished:
@@ -44,14 +55,14 @@ class AnswerStream(AsyncIterator[Delta]):
         return delta
 
     def take_ready(self) -> list[Delta]:
-        """Whatever else has already arrived, for a consumer that lags behind."""
+        """Everything that has arrived and was not consumed."""
         ready = list(self._deltas)
         self._deltas.clear()
         self._is_finished |= bool(ready) and ready[-1].finish_reason is not None
         return ready
 
-    async def aclose(self) -> None:
-        """Stop the generation if it still runs. Safe to call at any time, also twice."""
+    def stop(self) -> None:
+        """End the generation if it still runs. Safe to call at any time, also twice."""
         if not self._has_last and not self._is_finished:
             self._abort(self.request_id)
         self._is_finished = True

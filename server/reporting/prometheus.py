@@ -44,6 +44,8 @@ _COUNTERS = (
     ("loraloop:requests", "requests", "Accepted requests."),
     ("loraloop:request_errors", "errors", "Accepted requests that ended in an error."),
     ("loraloop:requests_aborted", "aborted", "Requests whose client left."),
+    ("loraloop:requests_dropped", "dropped", "Requests whose client did not read."),
+    ("loraloop:requests_timed_out", "timed_out", "Requests not finished by their deadline."),
     ("loraloop:requests_rejected", "rejected", "Requests refused for overload."),
     ("vllm:prompt_tokens", "prompt_tokens", "Prompt tokens."),
     ("vllm:prefix_cache_hits", "cached_tokens", "Prompt tokens found in the prefix cache."),

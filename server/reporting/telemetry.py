@@ -26,7 +26,7 @@ MAX_WINDOW_S = SLOT_S * NUM_SLOTS
 MAX_SERIES = 512
 OTHER = "(other)"
 
-Outcome = Literal["ok", "error", "aborted"]
+Outcome = Literal["ok", "error", "aborted", "dropped", "timed_out"]
 Clock = Callable[[], float]
 
 
@@ -37,6 +37,8 @@ class Tally:
     requests: int = 0
     errors: int = 0
     aborted: int = 0  # the client left
+    dropped: int = 0  # the client stayed but did not read
+    timed_out: int = 0  # not finished by its deadline
     rejected: int = 0  # refused for overload before acceptance; not among the requests
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -60,6 +62,8 @@ class Tally:
             "requests": self.requests,
             "errors": self.errors,
             "aborted": self.aborted,
+            "dropped": self.dropped,
+            "timed_out": self.timed_out,
             "rejected": self.rejected,
             "ttft_ms": _percentiles_ms(self.ttft),
             "itl_ms": _percentiles_ms(self.itl),
@@ -179,6 +183,8 @@ class RequestTimer:
                 tally.requests += 1
                 tally.errors += outcome == "error"
                 tally.aborted += outcome == "aborted"
+                tally.dropped += outcome == "dropped"
+                tally.timed_out += outcome == "timed_out"
                 if outcome == "ok":
                     tally.e2e.add(elapsed_s)
 

@@ -25,6 +25,7 @@ from server.app import create_app
 from server.audit import AuditLog
 from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
+from server.connection import HttpProtocol
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
@@ -109,7 +110,9 @@ class Live:
     """A server behind a real socket, for clients that block and clients that leave."""
 
     def __init__(self, app: FastAPI) -> None:
-        config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, http=HttpProtocol, port=0, log_level="error", timeout_graceful_shutdown=1
+        )
         self.uvicorn = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
 

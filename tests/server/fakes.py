@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,34 +42,32 @@ class Script:
     refusal: Exception | None = None  # raised by submit
 
 
-class FakeStream(AsyncIterator[Delta]):
+class FakeStream:
     def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
         self.engine = engine
         self.request = request
-        self.queue: asyncio.Queue[Delta] = asyncio.Queue()
+        self.ready: list[Delta] = []
+        self.listener: Callable[[Delta], None] | None = None
         self.is_finished = False
         self.num_generated = 0
         self.is_waiting = True  # as long as the script holds it back
         self.task = asyncio.create_task(self._generate())
 
-    async def __anext__(self) -> Delta:
-        if self.is_finished:
-            raise StopAsyncIteration
-        delta = await self.queue.get()
-        self.is_finished = delta.finish_reason is not None
-        return delta
+    def listen(self, listener: Callable[[Delta], None]) -> None:
+        self.listener = listener
+        for delta in self.ready:
+            listener(delta)
 
     def take_ready(self) -> list[Delta]:
-        ready = []
-        while not self.queue.empty():
-            ready.append(self.queue.get_nowait())
+        ready, self.ready = self.ready, []
         self.is_finished |= any(delta.finish_reason for delta in ready)
         return ready
 
-    async def aclose(self) -> None:
+    def stop(self) -> None:
         if not self.is_finished and not self.task.done():
             self.engine.abort(self.request.request_id)
         self.is_finished = True
+        self.ready.clear()
 
     async def _generate(self) -> None:
         script, sampling = self.engine.script, self.request.sampling
@@ -100,7 +98,11 @@ class FakeStream(AsyncIterator[Delta]):
             request = self.request
             timing = Timing(0.001, 0.002, 0.01, len(request.prompt_ids), 2, self.num_generated)
             delta = replace(delta, timing=timing)
-        self.queue.put_nowait(delta)
+        if self.is_finished:
+            return
+        self.ready.append(delta)
+        if self.listener is not None:
+            self.listener(delta)
 
     def _delta(self, token: int, finish_reason: Any) -> Delta:
         self.num_generated += 1
@@ -112,7 +114,8 @@ class FakeStream(AsyncIterator[Delta]):
         text = text_of([token])
         return Delta(self.request.request_id, text, (token,), logprobs, finish_reason)
 
-    def stop(self) -> None:
+    def end(self) -> None:
+        """As the engine ends it: with ``abort``."""
         self.task.cancel()
         self._put(Delta(self.request.request_id, finish_reason="abort"))
 
@@ -140,7 +143,7 @@ class FakeEngine:
     def stop(self) -> None:
         self.is_started = False
         for stream in list(self.running.values()):
-            stream.task.get_loop().call_soon_threadsafe(stream.stop)
+            stream.task.get_loop().call_soon_threadsafe(stream.end)
 
     def submit(self, request: GenerationRequest) -> FakeStream:
         if self.script.refusal is not None:
@@ -151,7 +154,7 @@ class FakeEngine:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
         if request_id in self.running:
-            self.running[request_id].stop()
+            self.running[request_id].end()
 
     def abort_waiting(self) -> None:
         for stream in [each for each in self.running.values() if each.is_waiting]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import httpx
 import pytest
 
+from server.answers import streaming
 from server.answers.generation import merge
 from server.engine.request import Delta
 from server.state import Server
@@ -90,11 +92,15 @@ def test_a_stream_without_usage_has_no_usage_key(client: httpx.Client) -> None:
     assert text == "Hello, world!"
 
 
-def test_the_role_comes_before_the_first_token_exists(
-    client: httpx.Client, engine: FakeEngine
+def test_a_stream_opens_with_the_role_when_its_first_token_is_long_in_coming(
+    client: httpx.Client, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not before: until then a failure can still have its true status."""
+    monkeypatch.setattr(streaming, "HOLD_S", 0.2)
     engine.script.hold = asyncio.Event()
+    began = time.monotonic()
     with client.stream("POST", URL, json={**HELLO, "stream": True}) as response:
+        assert time.monotonic() - began >= 0.2
         first = next(response.iter_lines())
         assert json.loads(first[6:])["choices"][0]["delta"]["role"] == "assistant"
         assert engine.num_tokens == 0

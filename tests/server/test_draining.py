@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from sse_starlette.sse import AppStatus
 
 from server.app import create_app
+from server.connection import HttpProtocol
 from server.draining import DrainingServer
 from server.engine.errors import EngineClosed
 from server.settings import Settings
@@ -39,7 +40,7 @@ def running(
     app: FastAPI, server: Server, leave: Callable[[int], object] = print
 ) -> Iterator[tuple[DrainingServer, str]]:
     ready = threading.Event()
-    config = uvicorn.Config(app, port=0, log_level="error")
+    config = uvicorn.Config(app, http=HttpProtocol, port=0, log_level="error")
     draining = DrainingServer(app, config, server, ready.set, leave)
     thread = threading.Thread(target=draining.run, daemon=True)
     thread.start()

@@ -130,7 +130,7 @@ async def test_closing_a_stream_stops_its_generation() -> None:
     engine, runner = fake_engine()
     stream = engine.submit(request("one", num=40))
     await step(engine, 3)
-    await stream.aclose()
+    stream.stop()
     before = runner.num_forward_passes
     await step(engine, 5)
     assert runner.num_forward_passes == before, "no step was spent on it after the abort"
