@@ -126,7 +126,7 @@ async def burst(client: Client, every_s: float) -> None:
     while await world.may_go_on():
         asks = [Ask("burst", _short(world)) for _ in range(BURST_SIZE)]
         await asyncio.gather(*(client.ask(ask) for ask in asks))
-        await asyncio.sleep(every_s)
+        await world.is_over_within(every_s)
 
 
 async def ask_wrongly(client: Client) -> None:

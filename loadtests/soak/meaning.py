@@ -38,7 +38,8 @@ class Meaning:
 
     def acknowledged(self, now: float) -> None:
         """The change holds: what is asked from now on means the new versions only."""
-        self._spans[-2].until_s = now
+        for span in self._spans[:-1]:
+            span.until_s = min(span.until_s, now)
 
     def refused(self) -> None:
         """The change was not made."""

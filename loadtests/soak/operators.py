@@ -98,7 +98,7 @@ class Operators:
                 await self.bring(name)
             elif idle:
                 await self.remove(idle[0])
-            await asyncio.sleep(every_s)
+            await self.world.is_over_within(every_s)
 
     async def flip(self, every_s: float) -> None:
         """``name@champion`` goes from version to version; ``name@canary`` comes and goes."""
@@ -106,7 +106,7 @@ class Operators:
             name = self.world.random.choice(self._names())
             await self._flip_champion(name)
             await self._flip_canary(name)
-            await asyncio.sleep(every_s)
+            await self.world.is_over_within(every_s)
 
     async def load_and_unload(self, every_s: float) -> None:
         """Of versions in use too: an unload with ``wait`` ends when they are free."""
@@ -122,7 +122,7 @@ class Operators:
                 legal = frozenset({404, 409})
                 call = Call("unload", "POST", "/admin/adapters/unload", body, legal, UNLOADED)
             await self.client.call(replace(call, version=version.id))
-            await asyncio.sleep(every_s)
+            await self.world.is_over_within(every_s)
 
     async def experiment(self, every_s: float) -> None:
         """Start, weigh anew, end, again."""
@@ -130,14 +130,15 @@ class Operators:
         path = f"/admin/experiments/{TRIAL}"
         while await self.world.may_go_on():
             for weights in WEIGHTS:
+                await self.world.may_go_on()
                 chosen = {arm: w for arm, w in zip(arms, weights, strict=True) if w}
                 body = {"arms": [{"model": arm, "weight": w} for arm, w in chosen.items()]}
                 call = Call("weigh", "PUT", path, body, action="experiment.put")
                 await self._redefine(TRIAL, set(chosen), call)
-                await asyncio.sleep(every_s)
+                await self.world.is_over_within(every_s)
             call = Call("weigh", "DELETE", path, action="experiment.delete")
             await self._redefine(TRIAL, arms[:1], call)
-            await asyncio.sleep(every_s / 4)
+            await self.world.is_over_within(every_s / 4)
 
     async def train(self) -> None:
         """One job after the other; what it made is asked and then removed."""
