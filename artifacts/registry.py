@@ -2,25 +2,31 @@
 
 A version is a folder plus one row. The row decides: a folder counts only once its row is committed
 (artifacts.version_folder settles what a crash left between the two). Numbers come from a stored
-counter and are never given twice. Knows nothing of what the weights mean.
+counter and are never given twice. Knows nothing of what the weights mean, nor who relies on a
+version, only that somebody does (``set_uses``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import ForeignKeyConstraint, Integer, String, Text, select
+from sqlalchemy import ForeignKeyConstraint, Integer, String, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from artifacts.catalog import AdapterVersion, Catalog
 from artifacts.database import Database, Table
-from artifacts.errors import Conflict, NotFound
+from artifacts.errors import Conflict, NotFound, StorageError
 from artifacts.home import Home
 from artifacts.manifest import AdapterManifest, ManifestDraft
-from artifacts.names import CHAMPION, LATEST, AdapterRef, check_alias, check_name
+from artifacts.names import CHAMPION, AdapterRef, check_alias, check_name
 from artifacts.safe_write import publish_folder
+from artifacts.storage import storage_errors
 from artifacts.version_folder import VersionFolders
+
+__all__ = ["AdapterVersion", "Registry", "set_uses"]
 
 Paths = list[Path]  # inside Registry, ``list`` is its method
 
@@ -54,19 +60,18 @@ class AliasRow(Table):
     )
 
 
-@dataclass(frozen=True)
-class AdapterVersion:
-    """One immutable version; ``path`` holds its PEFT folder."""
+class UseRow(Table):
+    """Somebody outside the registry relies on a version: it cannot be removed."""
 
-    name: str
-    version: int
-    path: Path
-    content_hash: str
-    manifest: AdapterManifest
-
-    @property
-    def id(self) -> str:
-        return f"{self.name}@{self.version}"
+    __tablename__ = "adapter_uses"
+    user: Mapped[str] = mapped_column(String(128), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["name", "version"], ["adapter_versions.name", "adapter_versions.version"]
+        ),
+    )
 
 
 class Registry:
@@ -75,7 +80,9 @@ class Registry:
     def __init__(self, home: Home, database: Database) -> None:
         self.home = home
         self.database = database
+        self.on_change: Callable[[], None] = lambda: None  # called after each change of ours
         self._folders = VersionFolders(home)
+        self._parsed: dict[tuple[str, int], AdapterVersion] = {}  # versions never change
         database.create_tables()
 
     # --- writing ---
@@ -84,25 +91,34 @@ class Registry:
         """Move the finished PEFT folder in as the next version of ``name``.
 
         The folder is gone afterwards. The first version becomes ``champion``, later ones change
-        no alias. On any failure nothing is registered. Raises InvalidName, InvalidInput.
+        no alias. On any failure nothing is registered and the folder is where it was. Raises
+        InvalidName, InvalidInput, StorageError.
         """
         check_name(name)
-        staged = self._folders.stage(folder)
-        with self.database.session() as session:
-            row = session.get(AdapterRow, name) or AdapterRow(name=name, next_version=1)
-            session.add(row)
-            self._sweep(session, row)
-            record = AdapterManifest(
-                **manifest.model_dump(),
-                name=name,
-                version=row.next_version,
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                files=staged.hashes,
-            )
-            record = staged.write_record(record)
-            final = self._folders.path(name, record.version)
-            publish_folder(staged.path, final)
-            _insert(session, row, record)
+        with storage_errors(self.home.root):
+            staged = self._folders.stage(folder)
+        final: Path | None = None
+        try:
+            with self._writing() as session:
+                row = session.get(AdapterRow, name) or AdapterRow(name=name, next_version=1)
+                session.add(row)
+                self._sweep(session, row)
+                record = AdapterManifest(
+                    **manifest.model_dump(),
+                    name=name,
+                    version=row.next_version,
+                    created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                    files=staged.hashes,
+                )
+                record = staged.write_record(record)
+                final = self._folders.path(name, record.version)
+                publish_folder(staged.path, final)
+                _insert(session, row, record)
+        except BaseException:
+            if final is not None and not self._may_be_committed(name, final):
+                staged.take_back(final)
+            staged.discard_copy()
+            raise
         self._folders.confirm(final)
         staged.discard_source()
         return AdapterVersion(name, record.version, final, record.content_hash, record)
@@ -110,8 +126,8 @@ class Registry:
     def set_alias(self, name: str, alias: str, version: int) -> int | None:
         """Point ``name@alias`` at a version; returns the version it pointed at before."""
         check_alias(alias)
-        with self.database.session() as session:
-            self._version_row(session, check_name(name), version)
+        with self._writing() as session:
+            self._read(session).get(check_name(name), version)
             row = session.get(AliasRow, (name, alias))
             if row is None:
                 session.add(AliasRow(name=name, alias=alias, version=version))
@@ -121,20 +137,21 @@ class Registry:
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Forget ``name@alias``; NotFound if it does not exist."""
-        with self.database.session() as session:
-            row = session.get(AliasRow, (check_name(name), check_alias(alias)))
-            if row is None:
-                raise self._no_alias(session, name, alias)
-            session.delete(row)
+        ref = AdapterRef(check_name(name), alias=check_alias(alias))
+        with self._writing() as session:
+            self._read(session).resolve(ref)
+            session.delete(session.get_one(AliasRow, (name, alias)))
 
     def remove(self, name: str, version: int, *, force: bool = False) -> None:
         """Delete a version for good; its number stays used.
 
-        Conflict if an alias points at it, unless ``force``, which deletes those aliases too.
+        Conflict if somebody relies on it (``set_uses``), or if an alias points at it unless
+        ``force``, which deletes those aliases too.
         """
         path = self._folders.path(check_name(name), version)
-        with self.database.session() as session:
-            row = self._version_row(session, name, version)
+        with self._writing() as session:
+            self._read(session).get(name, version)
+            _check_unused(session, name, version)
             pointing = session.scalars(select(AliasRow).filter_by(name=name, version=version)).all()
             if pointing and not force:
                 listed = ", ".join(sorted(f"{name}@{alias.alias}" for alias in pointing))
@@ -145,13 +162,13 @@ class Registry:
             for alias in pointing:
                 session.delete(alias)
             session.flush()
-            session.delete(row)
+            session.delete(session.get_one(VersionRow, (name, version)))
             self._folders.doubt(path)  # from the commit on, it is rubbish
         self._folders.discard(path)
 
     def recover(self) -> Paths:
         """Clear what crashes left behind; returns the folders removed. Call at start-up."""
-        with self.database.session() as session:
+        with self._writing() as session:
             rows = {row.name: row for row in session.scalars(select(AdapterRow))}
             removed = [path for row in rows.values() for path in self._sweep(session, row)]
             for name in self._folders.names() - rows.keys():
@@ -160,27 +177,26 @@ class Registry:
 
     # --- reading ---
 
+    def catalog(self) -> Catalog:
+        """All versions and aliases as they are now."""
+        with self.database.reading() as session:
+            return self._read(session)
+
     def get(self, name: str, version: int) -> AdapterVersion:
         """NotFound names what exists."""
-        with self.database.reading() as session:
-            return self._load(self._version_row(session, check_name(name), version))
+        return self.catalog().get(check_name(name), version)
 
     def resolve(self, ref: AdapterRef) -> AdapterVersion:
         """What a reference means now; a bare name means its champion, else its latest."""
-        with self.database.reading() as session:
-            return self._load(self._version_row(session, ref.name, self._number(session, ref)))
+        return self.catalog().resolve(ref)
 
     def list(self) -> list[AdapterVersion]:
         """Every version, by name and number."""
-        order = (VersionRow.name, VersionRow.version)
-        with self.database.reading() as session:
-            return [self._load(row) for row in session.scalars(select(VersionRow).order_by(*order))]
+        return self.catalog().list()
 
     def aliases(self, name: str) -> dict[str, int]:
         """Stored aliases of a name; ``latest`` is computed and not among them."""
-        with self.database.reading() as session:
-            rows = session.scalars(select(AliasRow).filter_by(name=name).order_by(AliasRow.alias))
-            return {row.alias: row.version for row in rows}
+        return self.catalog().aliases(name)
 
     def verify(self, name: str, version: int) -> None:
         """Hash the version's files again; Corrupt names the first that differs from the record."""
@@ -188,42 +204,71 @@ class Registry:
 
     # --- below ---
 
-    def _sweep(self, session: Session, row: AdapterRow) -> Paths:
-        """Remove crash leftovers of one name and move its counter past every number on disk."""
-        row.next_version = max(row.next_version, 1 + self._folders.highest(row.name))
-        return self._folders.discard_doubtful(row.name, set(_versions(session, row.name)))
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with storage_errors(self.home.root), self.database.session() as session:
+            yield session
+        self.on_change()
+
+    def _read(self, session: Session) -> Catalog:
+        columns = (VersionRow.name, VersionRow.version, VersionRow.content_hash)
+        rows = session.execute(select(*columns).order_by(*columns)).all()
+        known = {
+            (name, number): version
+            for name, number, content_hash in rows
+            if (version := self._parsed.get((name, number))) is not None
+            and version.content_hash == content_hash
+        }
+        if len(known) < len(rows):
+            for row in session.scalars(select(VersionRow)):
+                if (row.name, row.version) not in known:
+                    known[row.name, row.version] = self._load(row)
+        self._parsed = known
+        versions: dict[str, dict[int, AdapterVersion]] = {}
+        for name, number, _ in rows:
+            versions.setdefault(name, {})[number] = known[name, number]
+        aliases: dict[str, dict[str, int]] = {}
+        for alias in session.scalars(select(AliasRow).order_by(AliasRow.name, AliasRow.alias)):
+            aliases.setdefault(alias.name, {})[alias.alias] = alias.version
+        return Catalog(versions, aliases)
 
     def _load(self, row: VersionRow) -> AdapterVersion:
         manifest = AdapterManifest.model_validate_json(row.manifest)
         path = self._folders.path(row.name, row.version)
         return AdapterVersion(row.name, row.version, path, row.content_hash, manifest)
 
-    def _version_row(self, session: Session, name: str, version: int) -> VersionRow:
-        row = session.get(VersionRow, (name, version))
-        if row is None:
-            raise NotFound(f"there is no adapter {name}@{version}; {_known(session, name)}")
-        return row
+    def _sweep(self, session: Session, row: AdapterRow) -> Paths:
+        """Remove crash leftovers of one name and move its counter past every number on disk."""
+        row.next_version = max(row.next_version, 1 + self._folders.highest(row.name))
+        return self._folders.discard_doubtful(row.name, set(_versions(session, row.name)))
 
-    def _number(self, session: Session, ref: AdapterRef) -> int:
-        if ref.version is not None:
-            return ref.version
-        alias = ref.alias or CHAMPION
-        row = session.get(AliasRow, (ref.name, alias)) if alias != LATEST else None
-        if row is not None:
-            return row.version
-        if ref.alias not in (None, LATEST):
-            raise self._no_alias(session, ref.name, alias)
-        versions = _versions(session, ref.name)
-        if not versions:
-            raise NotFound(f"there is no adapter {ref.name!r}; {_known(session, ref.name)}")
-        return versions[-1]
+    def _may_be_committed(self, name: str, folder: Path) -> bool:
+        """Whether a failed commit left a row after all; its mark settles it if nobody can say."""
+        try:
+            return int(folder.name) in self.catalog().versions.get(name, {})
+        except StorageError:
+            return True
 
-    def _no_alias(self, session: Session, name: str, alias: str) -> NotFound:
-        if not _versions(session, name):
-            return NotFound(f"there is no adapter {name!r}; {_known(session, name)}")
-        known = session.scalars(select(AliasRow.alias).filter_by(name=name)).all()
-        listed = ", ".join(f"{name}@{each}" for each in sorted([*known, LATEST]))
-        return NotFound(f"there is no alias {name}@{alias}; known: {listed}")
+
+def set_uses(session: Session, user: str, versions: Iterable[tuple[str, int]]) -> None:
+    """Record, in the caller's transaction, that ``user`` relies on exactly these versions.
+
+    Raises NotFound if one of them is not registered.
+    """
+    session.execute(delete(UseRow).where(UseRow.user == user))
+    for name, version in versions:
+        if session.get(VersionRow, (name, version)) is None:
+            raise NotFound(f"there is no adapter {name}@{version}; choose one that exists")
+        session.add(UseRow(user=user, name=name, version=version))
+
+
+def _check_unused(session: Session, name: str, version: int) -> None:
+    query = select(UseRow.user).filter_by(name=name, version=version).order_by(UseRow.user)
+    if users := session.scalars(query).all():
+        raise Conflict(
+            f"{name}@{version} is in use by {', '.join(users)}; end or change that first, then "
+            "remove the version"
+        )
 
 
 def _insert(session: Session, row: AdapterRow, record: AdapterManifest) -> None:
@@ -245,13 +290,3 @@ def _insert(session: Session, row: AdapterRow, record: AdapterManifest) -> None:
 def _versions(session: Session, name: str) -> list[int]:
     order = VersionRow.version
     return list(session.scalars(select(order).filter_by(name=name).order_by(order)))
-
-
-def _known(session: Session, name: str) -> str:
-    """A remedy: the versions of this name, else the names that exist."""
-    if versions := _versions(session, name):
-        return f"{name} has " + ", ".join(f"@{version}" for version in versions)
-    names = session.scalars(select(VersionRow.name).distinct().order_by(VersionRow.name)).all()
-    if not names:
-        return "no adapter is registered yet"
-    return "registered: " + ", ".join(names[:20]) + (", …" if len(names) > 20 else "")

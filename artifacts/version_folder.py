@@ -10,6 +10,7 @@ holds the writer's lock.
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import tempfile
 import time
@@ -27,6 +28,8 @@ from artifacts.manifest import (
     read_manifest,
 )
 from artifacts.safe_write import sha256_file, sync_folder, sync_tree, write_bytes, write_json
+
+log = logging.getLogger("loraloop.artifacts")
 
 UNPUBLISHED = ".unpublished"
 UNHASHED = frozenset({MANIFEST_FILE, CARD_FILE, UNPUBLISHED})
@@ -51,11 +54,21 @@ class StagedFolder:
         write_json(self.path / MANIFEST_FILE, record.model_dump(mode="json"))
         return record
 
+    def take_back(self, final: Path) -> None:
+        """Undo the renaming: what could not be registered goes back to where it came from."""
+        with contextlib.suppress(OSError):  # it was not renamed; or its mark lets a sweep have it
+            final.rename(self.path)
+
+    def discard_copy(self) -> None:
+        """Drop the copy of a folder that was not published; the caller's own stays."""
+        if self.path != self.source:
+            shutil.rmtree(self.path.parent, ignore_errors=True)
+
     def discard_source(self) -> None:
         """Drop the caller's folder where a copy of it was published."""
         if self.path != self.source:
             shutil.rmtree(self.source, ignore_errors=True)
-            self.path.parent.rmdir()
+            shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
 class VersionFolders:
@@ -83,11 +96,18 @@ class VersionFolders:
                 raise InvalidInput(f"{path} is a link or special file; copy plain files instead")
         staged = folder
         if folder.stat().st_dev != self._home.adapters.stat().st_dev:
-            scratch = Path(tempfile.mkdtemp(prefix="publish-", dir=self._home.tmp))
-            staged = shutil.copytree(folder, scratch / "folder")
+            staged = self._copy(folder)
         self.doubt(staged)
         sync_tree(staged)  # the slow part, before anybody waits for a lock
         return StagedFolder(staged, folder, _hash_files(staged))
+
+    def _copy(self, folder: Path) -> Path:
+        scratch = Path(tempfile.mkdtemp(prefix="publish-", dir=self._home.tmp))
+        try:
+            return shutil.copytree(folder, scratch / "folder")
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
 
     def doubt(self, folder: Path) -> None:
         """Mark: without a row, this folder is rubbish."""
@@ -96,14 +116,22 @@ class VersionFolders:
             sync_folder(folder)
 
     def confirm(self, folder: Path) -> None:
-        """Take the mark away, the row being committed."""
-        (folder / UNPUBLISHED).unlink(missing_ok=True)
+        """Take the mark away, the row being committed. With a row, the mark means nothing."""
+        with contextlib.suppress(OSError):
+            (folder / UNPUBLISHED).unlink(missing_ok=True)
 
     def discard(self, folder: Path) -> None:
-        """Delete a folder. It leaves its place whole: no half of it stays without a mark."""
-        grave = Path(tempfile.mkdtemp(prefix="removed-", dir=self._home.tmp))
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            folder.rename(grave / folder.name)
+        """Delete a folder. It leaves its place whole: no half of it stays without a mark.
+
+        What cannot be deleted now keeps its mark, and a later sweep deletes it.
+        """
+        try:
+            grave = Path(tempfile.mkdtemp(prefix="removed-", dir=self._home.tmp))
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                folder.rename(grave / folder.name)
+        except OSError as error:
+            log.warning("%s could not be deleted yet: %s", folder, error)
+            return
         shutil.rmtree(grave, ignore_errors=True)
 
     def discard_doubtful(self, name: str, committed: set[int]) -> list[Path]:
