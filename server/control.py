@@ -19,6 +19,7 @@ from server.adapters import AdapterEngine, AdapterService
 from server.audit import AuditLog
 from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
+from server.comparison.journal import AnswerJournal
 from server.files import FileStore
 from server.jobs.child import child_environment
 from server.jobs.end import JobEnd
@@ -142,7 +143,9 @@ def build_control(
     return Control(
         adapters=adapters,
         experiments=Experiments(database),
-        feedback=Feedback(database, max_answers=limits.max_answers_kept),
+        feedback=Feedback(
+            database, AnswerJournal(home.answers), max_answers=limits.max_answers_kept
+        ),
         files=files,
         jobs=JobRunner(home, store, files, end, job_limits, _absolute(base_source)),
         audit=audit,

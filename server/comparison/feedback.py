@@ -1,7 +1,8 @@
 """Scores for answers. Remembers which model gave which answer; knows no HTTP and no statistics.
 
-Answers are noted in memory (a chat must not wait for the disk) and written in batches; feedback
-itself is on disk before it is acknowledged. The newest ``max_answers`` answers can be scored.
+Answers are noted in a journal (a chat must not wait for the disk) and reach the database in
+batches; feedback itself is there before it is acknowledged. The newest ``max_answers`` answers can
+be scored.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ import time
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
+from server.comparison.journal import AnswerJournal, Record
 from server.tables import AnswerRow, FeedbackRow
 
 log = logging.getLogger("loraloop.server")
 
 FLUSH_EVERY_S = 0.5
 PRUNE_EVERY = 1_000  # answers
+IDS_PER_QUERY = 500
 MAX_COMMENT = 4_000  # characters
 
 
 class Feedback:
     """``note_answer`` from the event loop; the rest blocks and may run in any thread."""
 
-    def __init__(self, database: Database, *, max_answers: int) -> None:
+    def __init__(self, database: Database, journal: AnswerJournal, *, max_answers: int) -> None:
         self._database = database
+        self._journal = journal
         self._max_answers = max_answers
-        self._pending: dict[str, AnswerRow] = {}
+        self._pending: dict[str, Record] = {each["id"]: each for each in journal.read()}
+        self._noting = threading.Lock()  # pending and journal say the same
         self._flushing = threading.Lock()
         self._since_prune = 0
 
@@ -48,14 +54,20 @@ class Feedback:
         """Make ``answer_id`` something that feedback can refer to."""
         if len(self._pending) >= self._max_answers:  # the database has been failing for long
             return
-        self._pending[answer_id] = AnswerRow(
-            id=answer_id,
-            model=model,
-            experiment=experiment,
-            arm=arm,
-            subject=_storable(subject),
-            created_at=time.time(),
-        )
+        record: Record = {
+            "id": answer_id,
+            "model": model,
+            "experiment": experiment,
+            "arm": arm,
+            "subject": _storable(subject),
+            "created_at": time.time(),
+        }
+        with self._noting:
+            self._pending[answer_id] = record
+            try:
+                self._journal.append(record)
+            except OSError as error:  # the answer is worth more than the right to score it
+                log.error("answer %s would not survive a crash: %s", answer_id, error)
 
     def record(self, answer_id: str, score: float, comment: str | None = None) -> FeedbackRow:
         """Store the score of an answer; a later one replaces it. Raises NotFound, InvalidInput."""
@@ -92,13 +104,19 @@ class Feedback:
     def flush(self) -> None:
         """Write the answers noted so far."""
         with self._flushing:
-            batch = list(self._pending.values())
+            with self._noting:
+                batch, sealed = list(self._pending.values()), self._journal.seal()
             if not batch:
                 return
             with self._database.session() as session:
-                session.add_all(AnswerRow(**_values(answer)) for answer in batch)
-            for answer in batch:
-                self._pending.pop(answer.id, None)
+                # A process that died had perhaps written them, and not got round to say so.
+                known = _known(session, [record["id"] for record in batch])
+                fresh = [record for record in batch if record["id"] not in known]
+                session.add_all(AnswerRow(**record) for record in fresh)
+            with self._noting:
+                for record in batch:
+                    self._pending.pop(record["id"], None)
+                self._journal.discard(sealed)
             self._since_prune += len(batch)
             if self._since_prune >= PRUNE_EVERY:
                 self._prune()
@@ -122,11 +140,13 @@ class Feedback:
             session.execute(delete(AnswerRow).where(AnswerRow.sequence <= oldest_kept))
 
 
-_COLUMNS = ("id", "model", "experiment", "arm", "subject", "created_at")
-
-
-def _values(answer: AnswerRow) -> dict[str, object]:
-    return {column: getattr(answer, column) for column in _COLUMNS}
+def _known(session: Session, ids: list[str]) -> set[str]:
+    """Those of ``ids`` that the database has."""
+    known: set[str] = set()
+    for start in range(0, len(ids), IDS_PER_QUERY):
+        some = ids[start : start + IDS_PER_QUERY]
+        known.update(session.scalars(select(AnswerRow.id).where(AnswerRow.id.in_(some))))
+    return known
 
 
 def _storable(text: str | None) -> str | None:

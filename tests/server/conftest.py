@@ -25,6 +25,7 @@ from server.app import create_app
 from server.audit import AuditLog
 from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
+from server.comparison.journal import AnswerJournal
 from server.connection import HttpProtocol
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
@@ -61,7 +62,7 @@ def fake_server(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Itera
         telemetry=Telemetry(),
         adapters=cast(Any, FakeAdapters(engine)),
         experiments=Experiments(database),
-        feedback=Feedback(database, max_answers=1000),
+        feedback=Feedback(database, AnswerJournal(home.answers), max_answers=1000),
         files=cast(Any, None),
         jobs=cast(Any, None),
         audit=AuditLog(database),
