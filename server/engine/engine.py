@@ -226,6 +226,7 @@ class Engine:
             num_forward_passes=self._runner.num_forward_passes,
             num_preemptions=self._scheduler.num_preemptions,
             num_suspensions=self._scheduler.num_suspensions,
+            num_displacements=self._scheduler.num_displacements,
             num_adapter_writes=self._adapters.num_writes,
             is_healthy=not self._is_closed and self._execution.is_healthy,
         )

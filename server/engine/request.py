@@ -31,6 +31,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """On whose behalf, and how much of the engine is theirs beside others: weights above 0."""
+
+    tenant: str = ""
+    tenant_weight: float = 1.0
+    adapter_weight: float = 1.0  # among the tenant's adapters
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One prompt to continue; ``adapter`` is a known adapter's content hash, None is the base."""
 
@@ -38,6 +47,7 @@ class GenerationRequest:
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     adapter: str | None = None
+    share: Share = Share()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,5 +103,6 @@ class EngineStats:
     num_forward_passes: int = 0
     num_preemptions: int = 0  # for lack of KV blocks or memory
     num_suspensions: int = 0  # for another adapter's turn in the bank
+    num_displacements: int = 0  # of who had more than a fair share, by who had less
     num_adapter_writes: int = 0  # into the bank
     is_healthy: bool = True

@@ -1,9 +1,11 @@
 """Who runs in the next step, and with how many tokens. No tensors.
 
 One step is one packed batch. Running sequences that wait for a single token come first, then
-prompt chunks, then newcomers, all under one token budget, so a long prompt never delays running
-streams by more than the budget. A newcomer needs a seat among the running, KV blocks for its first
-chunk, and its adapter's place in the bank.
+prompts, begun ones and newcomers in fair order, all under one token budget, so a long prompt never
+delays running streams by more than the budget. A newcomer needs a seat among the running, KV blocks
+for its first chunk, and its adapter's place in the bank. A flow (`fair_share`) that has less than
+its share of seats or blocks takes them from one that has more; who loses them keeps its tokens, and
+mostly finds its K/V again in the prefix cache.
 
 When more adapters are wanted than the bank has places, the places go round: who waits for its first
 token takes the place that has been held longest, and the sequences that held it are suspended. They
@@ -12,16 +14,16 @@ keep seat and K/V, and take a place back when one is free or after a bounded wai
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 from server.engine.blocks import BlockPool
 from server.engine.budget import StepBudget
+from server.engine.fair_share import FairLine, Flow, Holdings, Tenant
 from server.engine.sequence import Sequence
 
-PREFETCH_DEPTH = 32  # waiting sequences whose adapters are looked after
+PREFETCH_DEPTH = 32  # waiting adapters that are looked after
+OTHERS_PART = 0.125  # of a step, for prompts of who was given more, while somebody was given less
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +75,27 @@ class AdapterPlaces(Protocol):
 
 
 class Scheduler:
-    """Waiting and running sequences, first come first served."""
+    """Waiting and running sequences."""
 
     def __init__(self, limits: SchedulerLimits, blocks: BlockPool, adapters: AdapterPlaces) -> None:
         self.limits = limits
         self.blocks = blocks
         self.budget = StepBudget(limits.max_batched_tokens)
         self._adapters = adapters
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = FairLine()
         self.running: list[Sequence] = []
         self.suspended: list[Sequence] = []  # without a place for their adapter; longest first
         self.failed: list[tuple[Sequence, Exception]] = []  # no adapter; to be ended
         self.num_preemptions = 0  # for lack of KV blocks or of memory
         self.num_suspensions = 0  # for another adapter's turn
+        self.num_displacements = 0  # for a flow below its share
         self._num_added = 0
         self._held_since: dict[str, float] = {}  # adapters of running sequences
 
     def add(self, seq: Sequence) -> None:
         self._num_added += 1
         seq.number = self._num_added
-        self.waiting.append(seq)
+        self.waiting.add(seq)
 
     @property
     def has_unscheduled(self) -> bool:
@@ -100,23 +103,28 @@ class Scheduler:
 
     def schedule(self, now: float) -> list[Chunk]:
         """Choose the next step's chunks and reserve their KV blocks."""
-        if not self._take_turns(now):
+        due = self._take_turns(now)
+        if due is None:
             self._resume(now)
-        budget = self.budget.num_tokens
         chunks: list[Chunk] = []
         num_preemptions = self.num_preemptions
+        behind = self.waiting.tenant_behind()
         # Sequences one token behind are streams that somebody is reading: they go first.
-        for seq in sorted(self.running, key=lambda s: (s.num_pending > 1, s.number)):
-            if budget == 0:
-                break
-            if seq not in self.running:  # preempted a moment ago by an older one
-                continue
-            num_tokens = min(seq.num_pending, budget)
-            if self._make_room(seq, num_tokens, chunks):
-                chunks.append(self._reserve(seq, num_tokens))
-                budget -= num_tokens
-        if self.num_preemptions == num_preemptions:  # there may be room for newcomers
-            self._admit(now, budget, chunks)
+        streams = [seq for seq in self.running if seq.num_pending == 1]
+        for seq in sorted(streams, key=lambda s: s.number):
+            self._go_on(seq, self._num_left(chunks), chunks)
+        prompts = {seq for seq in self.running if seq.num_pending > 1}
+        passed: set[Flow] = set()
+        for seq in self.waiting.in_turn(prompts, passed, first=due):
+            most = self._most_for(seq, behind, chunks)
+            if seq in prompts:
+                self._go_on(seq, most, chunks)
+            elif (
+                most == 0
+                or self.num_preemptions > num_preemptions
+                or not self._admit(seq, most, now, chunks)
+            ):
+                passed.add(self.waiting.flow_of(seq))
         self._prefetch()
         # Decode rows first: the runner handles them with one attention call.
         return sorted(chunks, key=lambda c: not c.is_decode)
@@ -130,12 +138,10 @@ class Scheduler:
 
     def finish(self, seq: Sequence) -> None:
         """Forget a sequence, wherever it is, and free all it holds."""
-        if seq in self.running:
-            self._leave_running(seq)
-        elif seq in self.suspended:
-            self.suspended.remove(seq)
-        else:
-            self.waiting.remove(seq)
+        is_seated = seq in self.running or seq in self.suspended
+        if is_seated:
+            self._give_up_seat(seq)
+        self.waiting.leave(seq, is_seated=is_seated)
         self.blocks.release(seq)
 
     def shrink(self, num_tokens: int) -> None:
@@ -144,37 +150,101 @@ class Scheduler:
         while len(self.running) > self.budget.num_tokens:
             self._preempt(max(self.running, key=lambda s: s.number))
 
-    def _admit(self, now: float, budget: int, chunks: list[Chunk]) -> None:
-        for seq in list(self.waiting):
-            if budget == 0 or self._num_free_seats() <= 0:
-                break
-            if not self._pin(seq, now):
-                continue
-            self.blocks.adopt_prefix(seq)
-            num_tokens = min(seq.num_pending, budget)
-            if not self.blocks.can_extend(seq, num_tokens):
+    def _num_left(self, chunks: list[Chunk]) -> int:
+        """Tokens that still fit into this step."""
+        return self.budget.num_tokens - sum(chunk.num_tokens for chunk in chunks)
+
+    def _most_for(self, seq: Sequence, behind: Tenant | None, chunks: list[Chunk]) -> int:
+        """Prompt tokens that ``seq`` may have of this step.
+
+        Whoever is not of the tenant ``behind`` gets at most a part of it, all of them together: a
+        new request of that tenant has to wait for the step's end.
+        """
+        most = self._num_left(chunks)
+        if self.waiting.tenant_of(seq) is behind:
+            return most
+        others = max(1, int(OTHERS_PART * self.budget.num_tokens))
+        num_prompt = sum(chunk.num_tokens for chunk in chunks if not chunk.is_decode)
+        return min(most, max(0, others - num_prompt))
+
+    def _go_on(self, seq: Sequence, most: int, chunks: list[Chunk]) -> None:
+        """Give a running sequence its next tokens, unless it was preempted a moment ago."""
+        num_tokens = min(seq.num_pending, most)
+        if num_tokens and seq in self.running and self._make_room(seq, num_tokens, chunks):
+            self._reserve(seq, num_tokens, chunks)
+
+    def _admit(self, seq: Sequence, most: int, now: float, chunks: list[Chunk]) -> bool:
+        has_seat = self._num_free_seats() > 0
+        loser = None if has_seat else self._who_gives_seat(seq)
+        if (not has_seat and loser is None) or not self._pin(seq, now):
+            return False
+        if loser is not None:
+            self._displace(loser, chunks)
+        self.blocks.adopt_prefix(seq)
+        num_tokens = min(seq.num_pending, most)
+        while not self.blocks.can_extend(seq, num_tokens):
+            loser = self._who_gives_blocks(seq, num_tokens)
+            if loser is None:
                 self.blocks.release(seq)
                 self._unpin(seq)
-                break
-            if seq.first_scheduled_at is None:
-                seq.first_scheduled_at = now
-                seq.num_cached = seq.num_computed
-            self.waiting.remove(seq)
-            self.running.append(seq)
-            chunks.append(self._reserve(seq, num_tokens))
-            budget -= num_tokens
+                return False
+            self._displace(loser, chunks)
+        if seq.first_scheduled_at is None:
+            seq.first_scheduled_at = now
+            seq.num_cached = seq.num_computed
+        self.waiting.seat(seq)
+        self.running.append(seq)
+        self._reserve(seq, num_tokens, chunks)
+        return True
+
+    def _who_gives_seat(self, newcomer: Sequence) -> Sequence | None:
+        seats = self.waiting.holdings(dict.fromkeys(self._seated(), 1), self._max_seats())
+        return self._who_gives(newcomer, 1, seats)
+
+    def _who_gives_blocks(self, newcomer: Sequence, num_tokens: int) -> Sequence | None:
+        wanted = self.blocks.blocks_for(num_tokens)
+        return self._who_gives(newcomer, wanted, self._held_blocks())
+
+    def _who_gives(self, newcomer: Sequence, wanted: int, held: Holdings) -> Sequence | None:
+        """Who could spare ``wanted``: of another tenant if the newcomer's has less than its share,
+        else of another of its adapters if that is so between them."""
+        givers: list[Sequence] = []
+        if held.over_tenant(newcomer) + wanted <= 0:
+            givers = [s for s in self._seated() if held.over_tenant(s) >= wanted]
+        elif held.over_flow(newcomer) + wanted <= 0:
+            tenant = self.waiting.tenant_of(newcomer)
+            mine = [s for s in self._seated() if self.waiting.tenant_of(s) is tenant]
+            givers = [s for s in mine if held.over_flow(s) >= wanted]
+        return max(givers, key=lambda s: (held.over_flow(s) > 0, s.number), default=None)
+
+    def _held_blocks(self) -> Holdings:
+        amounts = {seq: len(seq.block_table) for seq in self._seated()}
+        return self.waiting.holdings(amounts, self.blocks.num_blocks)
+
+    def _displace(self, seq: Sequence, chunks: list[Chunk]) -> None:
+        self._back_in_line(seq)
+        self.num_displacements += 1
+        chunks[:] = [c for c in chunks if c.seq is not seq]
+
+    def _seated(self) -> list[Sequence]:
+        return self.suspended + self.running
 
     def _num_free_seats(self) -> int:
-        max_seats = min(self.limits.max_num_seqs, self.budget.num_tokens)
-        return max_seats - len(self.running) - len(self.suspended)
+        return self._max_seats() - len(self.running) - len(self.suspended)
 
-    def _take_turns(self, now: float) -> bool:
-        """Suspend the adapter that has held its place longest, if the first in line needs one."""
+    def _max_seats(self) -> int:
+        return min(self.limits.max_num_seqs, self.budget.num_tokens)
+
+    def _take_turns(self, now: float) -> Sequence | None:
+        """Suspend the adapter that has held its place longest, if the first in line needs one.
+
+        Who that was done for; it must be admitted first, or somebody else would take the place.
+        """
         if not self._held_since:
-            return False
+            return None
         seq = self._first_due(now)
         if seq is None:
-            return False
+            return None
         assert seq.request.adapter is not None
         # Who still reads its prompt has had nothing of its place yet.
         reading = {s.request.adapter for s in self.running if s.num_pending > 1}
@@ -185,11 +255,8 @@ class Scheduler:
                 self._suspend(going, now)
                 if seq in self.suspended:
                     self._resume_one(seq, now)
-                else:  # first in line now, or somebody else would take the place
-                    self.waiting.remove(seq)
-                    self.waiting.appendleft(seq)
-                return True
-        return False
+                return seq
+        return None
 
     def _first_due(self, now: float) -> Sequence | None:
         """Who lacks nothing but a place in the bank, and may take somebody's."""
@@ -201,7 +268,7 @@ class Scheduler:
         budget = self.budget.num_tokens
         if self._num_free_seats() <= 0 or sum(s.num_pending for s in self.running) >= budget:
             return None
-        first = next((s for s in self.waiting if self._lacks_place(s)), None)
+        first = next((seq for seq in self.waiting.heads() if self._lacks_place(seq)), None)
         if first is None or not self.blocks.can_extend(first, min(first.num_pending, budget)):
             return None
         return first
@@ -229,20 +296,28 @@ class Scheduler:
 
     def _prefetch(self) -> None:
         """Bring adapters of waiting sequences to places that nobody wants."""
-        wanted = (seq.request.adapter for seq in islice(self.waiting, PREFETCH_DEPTH))
-        keys = [key for key in dict.fromkeys(wanted) if key is not None]
+        wanted = dict.fromkeys(seq.request.adapter for seq in self.waiting.heads())
+        keys = [key for key in wanted if key is not None][:PREFETCH_DEPTH]
         for key in keys:
             if self._adapters.prefetch(key, frozenset(keys)):
                 break
 
-    def _reserve(self, seq: Sequence, num_tokens: int) -> Chunk:
+    def _reserve(self, seq: Sequence, num_tokens: int, chunks: list[Chunk]) -> None:
         self.blocks.extend(seq, num_tokens)
-        return Chunk(seq, seq.num_computed, num_tokens)
+        self.waiting.charge(seq, num_tokens)
+        chunks.append(Chunk(seq, seq.num_computed, num_tokens))
 
     def _make_room(self, seq: Sequence, num_tokens: int, chunks: list[Chunk]) -> bool:
-        """Preempt others until ``seq`` can grow, the youngest first; False if it went itself."""
+        """Preempt others until ``seq`` can grow; False if it went itself.
+
+        First tenants and flows that hold more than their shares, and of those the youngest.
+        """
         while not self.blocks.can_extend(seq, num_tokens):
-            victim = max(self.suspended + self.running, key=lambda s: s.number)
+            held = self._held_blocks()
+            victim = max(
+                self._seated(),
+                key=lambda s: (held.over_tenant(s) > 0, held.over_flow(s) > 0, s.number),
+            )
             self._preempt(victim)
             chunks[:] = [c for c in chunks if c.seq is not victim]
             if victim is seq:
@@ -250,14 +325,20 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the head of the queue; its tokens are kept, its K/V computed again later."""
+        self._back_in_line(seq)
+        self.num_preemptions += 1
+
+    def _back_in_line(self, seq: Sequence) -> None:
+        """To the head of its flow; its tokens are kept, its K/V computed again later."""
+        self._give_up_seat(seq)
+        self.blocks.release(seq)
+        self.waiting.put_back(seq)
+
+    def _give_up_seat(self, seq: Sequence) -> None:
         if seq in self.suspended:
             self.suspended.remove(seq)
         else:
             self._leave_running(seq)
-        self.blocks.release(seq)
-        self.waiting.appendleft(seq)
-        self.num_preemptions += 1
 
     def _leave_running(self, seq: Sequence) -> None:
         self.running.remove(seq)

@@ -1,7 +1,8 @@
 """The engine's invariants under random interleavings of everything that can happen to it.
 
-Submit, abort, load, unload, reload under a new hash, preemption by a small cache, turns in a small
-bank, failing requests, failing steps, and memory running out in steps and in bank writes.
+Submit for several tenants, abort, load, unload, reload under a new hash, preemption by a small
+cache, turns in a small bank, seats taken by a tenant with less than its share, failing requests,
+failing steps, and memory running out in steps and in bank writes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from server.engine.engine import Engine
 from server.engine.errors import AdapterInUse, UnknownAdapter
-from server.engine.request import Delta, GenerationRequest, SamplingParams
+from server.engine.request import Delta, GenerationRequest, SamplingParams, Share
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stream import AnswerStream
 from tests.server.engine.fake import (
@@ -29,7 +30,8 @@ from tests.server.engine.fake import (
 )
 
 ALIASES = ("a", "b", "c")
-LIMITS = SchedulerLimits(max_num_seqs=6, max_batched_tokens=12, max_suspension_s=0.04)
+TENANTS = (Share("large", 3.0), Share("small"), Share("greedy"), Share("greedy"))
+MAX_BATCHED_TOKENS = 12
 
 
 @dataclass
@@ -58,6 +60,7 @@ operation = st.one_of(
             st.sampled_from((None, *ALIASES, *ALIASES)),
             st.lists(st.integers(1, 2), min_size=1, max_size=24),  # few tokens: shared prefixes
             st.integers(1, 20),
+            st.sampled_from(TENANTS),
         )
     ]
     * 4,
@@ -90,10 +93,12 @@ class Interleaving:
     async def apply(self, op: Sequence[object]) -> None:
         await getattr(self, f"do_{op[0]}")(*op[1:])
 
-    async def do_submit(self, alias: str | None, prompt: list[int], max_tokens: int) -> None:
+    async def do_submit(
+        self, alias: str | None, prompt: list[int], max_tokens: int, share: Share
+    ) -> None:
         sampling = SamplingParams(max_tokens=max_tokens, temperature=0)
         name, adapter = f"r{len(self.accepted)}", None if alias is None else self.key(alias)
-        request = GenerationRequest(name, tuple(prompt), sampling, adapter)
+        request = GenerationRequest(name, tuple(prompt), sampling, adapter, share)
         try:
             stream = self.engine.submit(request)
         except UnknownAdapter:
@@ -165,16 +170,17 @@ class Interleaving:
         stats = self.engine.stats()
         assert stats.kv_blocks_free == stats.kv_blocks_total
         assert stats.pinned_adapters == {}
-        assert max(self.runner.num_tokens, default=0) <= LIMITS.max_batched_tokens
+        assert max(self.runner.num_tokens, default=0) <= MAX_BATCHED_TOKENS
 
 
 def test_invariants_hold_under_random_interleavings() -> None:
     seen = Counter[str]()
 
     async def scenario(
-        operations: list[tuple[object, ...]], num_blocks: int, num_places: int
+        operations: list[tuple[object, ...]], num_blocks: int, num_places: int, num_seats: int
     ) -> None:
-        engine, runner = fake_engine(num_blocks=num_blocks, max_adapters=num_places, limits=LIMITS)
+        limits = SchedulerLimits(num_seats, MAX_BATCHED_TOKENS, max_suspension_s=0.04)
+        engine, runner = fake_engine(num_blocks=num_blocks, max_adapters=num_places, limits=limits)
         run = Interleaving(engine, runner)
         for alias in ALIASES:
             add_fake_adapter(engine, run.key(alias))
@@ -188,14 +194,21 @@ def test_invariants_hold_under_random_interleavings() -> None:
         stats = engine.stats()
         seen["preempted"] += stats.num_preemptions
         seen["suspended"] += stats.num_suspensions
+        seen["displaced"] += stats.num_displacements
         seen["out of memory"] += runner.num_out_of_memory
 
     # A busy machine is no fault of the examples.
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.lists(operation, min_size=20, max_size=80), st.integers(13, 40), st.integers(1, 2))
-    def check(operations: list[tuple[object, ...]], num_blocks: int, num_places: int) -> None:
-        asyncio.run(scenario(operations, num_blocks, num_places))
+    @given(
+        st.lists(operation, min_size=20, max_size=80),
+        st.integers(13, 40),
+        st.integers(1, 2),
+        st.integers(2, 6),
+    )
+    def check(operations: list[tuple[object, ...]], blocks: int, places: int, seats: int) -> None:
+        asyncio.run(scenario(operations, blocks, places, seats))
 
     check()
-    for event in ("preempted", "suspended", "out of memory", "error", "abort", "length", "stop"):
+    reasons = ("error", "abort", "length", "stop")
+    for event in ("preempted", "suspended", "displaced", "out of memory", *reasons):
         assert seen[event] > 0, f"the interleavings never reached {event!r}"
