@@ -10,8 +10,8 @@ from server.auth import Caller, require_admin, require_infer
 from server.state import Server
 
 
-def get_server(request: Request) -> Server:
-    """The one Server that this app was created with."""
+async def get_server(request: Request) -> Server:
+    """The one Server that this app was created with. ``async``: else each call takes a thread."""
     server = request.app.state.server
     assert isinstance(server, Server)
     return server
