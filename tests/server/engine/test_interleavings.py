@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from server.engine.engine import Engine
@@ -74,6 +74,13 @@ operation = st.one_of(
     st.tuples(st.just("remove"), st.sampled_from(ALIASES)),
     st.tuples(st.just("reload"), st.sampled_from(ALIASES), st.integers(1, 8)),
 )
+
+GREEDY_FIRST: list[tuple[object, ...]] = [
+    *[("submit", None, [1, 2] * i, 20, Share("greedy")) for i in range(1, 6)],
+    ("step", 4),
+    *[("submit", None, [2, 1] * i, 20, Share("small")) for i in range(1, 4)],
+    ("step", 1),
+]
 
 
 class Interleaving:
@@ -205,6 +212,7 @@ def test_invariants_hold_under_random_interleavings() -> None:
         st.integers(1, 2),
         st.integers(2, 6),
     )
+    @example(GREEDY_FIRST, 40, 2, 4)
     def check(operations: list[tuple[object, ...]], blocks: int, places: int, seats: int) -> None:
         asyncio.run(scenario(operations, blocks, places, seats))
 
