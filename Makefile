@@ -5,6 +5,7 @@
 #   make bench [ARGS=…]          the engine's figures beside their floors, in process and over HTTP
 #   make bench-peers [ARGS=…]    the same loads on other servers in turns (installs them in .venv-peers)
 #   make loadtest SCENARIO=chat|mixed|ab|hotswap
+#   make soak [ARGS=…]           everything at once for 20 minutes: no request may be lost
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the CPU build, smaller).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -26,10 +27,10 @@ USERS ?= 8
 TIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run check format bench bench-peers loadtest clean
+.PHONY: help setup demo test run check format bench bench-peers loadtest soak clean
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -80,6 +81,9 @@ loadtest: setup
 	mkdir -p reports
 	$(BIN)/locust -f loadtests/$(SCENARIO).py --host $(HOST) --headless --users $(USERS) \
 		--spawn-rate $(USERS) --run-time $(TIME) --html reports/$(SCENARIO).html $(ARGS)
+
+soak: setup
+	$(BIN)/python -m loadtests.soak $(ARGS)
 
 clean:
 	rm -rf build dist reports *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,7 +15,7 @@ from loadtests.soak.world import TRIAL, World
 
 JSON = dict[str, Any]
 PAUSE_S = (0.0, 0.4)  # between two requests of one client
-BURST_SIZE = 120  # more than run and wait together, see `loadtests.soak.server`
+BURST_SIZE = 100  # more than run and wait together, see `loadtests.soak.server`
 NUM_USERS = 200  # of the experiment
 QUESTIONS = (
     "Where is my order 1001?",

@@ -78,6 +78,12 @@ def idle(stats: JSON, metrics: str, adapters: Sequence[JSON]) -> list[Check]:
     ]
 
 
+def was_tight(stats: JSON) -> Check:
+    """KV cache and bank ran full: answers were preempted, and suspended for others' adapters."""
+    counts = {key: stats["engine"][key] for key in ("preemptions", "suspensions")}
+    return Check("memory was tight", all(counts.values()), str(counts))
+
+
 def process_is_as_before(before: Sample, after: Sample) -> list[Check]:
     """Descriptors and threads at the end against those at rest after warm-up."""
     return [

@@ -89,7 +89,7 @@ class Seen:
     status: int | None = None
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     pieces: list[bytes] = field(default_factory=list)
-    second_s: float | None = None  # when the second piece came: the first token
+    first_token_s: float | None = None  # of a chat's stream
 
     def report(self) -> JSON:
         """What is kept of it with a lost request."""
@@ -171,9 +171,9 @@ class Client:
         num_events = 0
         async for piece in response.aiter_raw():
             seen.pieces.append(piece)
-            if len(seen.pieces) == 2:
-                seen.second_s = time.monotonic()
             num_events += piece.count(b"\n\n")
+            if seen.first_token_s is None and num_events > 1:  # the first one names the role
+                seen.first_token_s = time.monotonic()
             if ask.leave_after_events is not None and num_events >= ask.leave_after_events:
                 raise Left
             if ask.pause_s:
@@ -196,8 +196,8 @@ class Client:
         experiment, arm = (seen.headers.get(f"x-loraloop-{key}") for key in ("experiment", "arm"))
         self._check_version(ask, seen, answer, version, now)
         self.book.answer(number, version, arm and f"{experiment}/{arm}")
-        if ask.path == CHAT and is_stream and seen.second_s is not None and not ask.pause_s:
-            self.book.first_token(seen.second_s - seen.sent_s)
+        if ask.path == CHAT and seen.first_token_s is not None and not ask.pause_s:
+            self.book.first_token(seen.first_token_s - seen.sent_s)
         return answer
 
     def _check_version(

@@ -27,10 +27,10 @@ MAX_HOST_ADAPTERS = 20  # fewer than there are versions
 GRACE_S = 20.0
 LIMITS = {
     "LORALOOP_MAX_NUM_SEQS": "16",
-    "LORALOOP_MAX_QUEUE": "40",
+    "LORALOOP_MAX_QUEUE": "24",
     "LORALOOP_MAX_RESIDENT_ADAPTERS": "6",
     "LORALOOP_MAX_HOST_ADAPTERS": str(MAX_HOST_ADAPTERS),
-    "LORALOOP_KV_CACHE_TOKENS": "8192",
+    "LORALOOP_KV_CACHE_TOKENS": "2048",
     "LORALOOP_GRACE_S": f"{GRACE_S:g}",
 }
 EXACT_KERNELS = "amx"  # the same bits in every batch; torch's do so in float32, nearly
