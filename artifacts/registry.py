@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy import ForeignKeyConstraint, Integer, String, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
@@ -233,7 +234,13 @@ class Registry:
         return Catalog(versions, aliases)
 
     def _load(self, row: VersionRow) -> AdapterVersion:
-        manifest = AdapterManifest.model_validate_json(row.manifest)
+        try:
+            manifest = AdapterManifest.model_validate_json(row.manifest)
+        except ValidationError as error:
+            raise StorageError(
+                f"the record of {row.name}@{row.version} in the database {self.database.place} is "
+                "damaged; restore the database from a copy"
+            ) from error
         path = self._folders.path(row.name, row.version)
         return AdapterVersion(row.name, row.version, path, row.content_hash, manifest)
 

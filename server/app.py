@@ -42,6 +42,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     end, so that they can still say how they ended."""
     server: Server = app.state.server
     await asyncio.to_thread(server.engine.start)
+    watching = asyncio.create_task(server.catalog.keep_fresh(), name="watch the registry")
     try:
         if server.control is not None:
             await server.control.start()
@@ -54,4 +55,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         server.lifecycle.begin_drain()
         if server.control is not None:
             await server.control.stop()
+        watching.cancel()
         await asyncio.to_thread(server.engine.stop)

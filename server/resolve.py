@@ -1,24 +1,32 @@
 """From the ``model`` of a request to the one adapter version, or the base, that answers it.
 
 Knows the registry and the running experiments; no HTTP, no torch. What a request resolved to is
-fixed from then on: a later alias move or re-weighting does not touch it.
+fixed from then on: a later alias move or re-weighting does not touch it. Asks memory, not the
+disk (``server.live_catalog``).
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from artifacts.errors import InvalidName, NotFound
 from artifacts.names import AdapterRef, parse_ref
 from server.names import parse_fine_tuned_model_id
 
 if TYPE_CHECKING:
-    from artifacts.registry import AdapterVersion, Registry
+    from artifacts.catalog import AdapterVersion
     from server.comparison.experiments import Experiments
+    from server.live_catalog import LiveCatalog
 
 BASE = "base"  # what the base is called where adapters are listed: headers, statistics
+
+
+class Versions(Protocol):
+    """A ``Catalog``, or the ``Registry`` itself, which reads the database."""
+
+    def resolve(self, ref: AdapterRef) -> AdapterVersion: ...
 
 
 class UnknownModel(NotFound):
@@ -68,8 +76,24 @@ class Target:
         return headers
 
 
+async def find_target(
+    model: str, subject: str | None, base_id: str, live: LiveCatalog, experiments: Experiments
+) -> Target:
+    """``resolve``, and for a name that is not known yet another look at the registry.
+
+    Raises:
+        UnknownModel: nothing has this id.
+        StorageError: it is not known, and the registry cannot be read.
+    """
+    try:
+        return resolve(model, subject, base_id, live.current, experiments)
+    except UnknownModel:
+        await live.refresh()  # another process may have registered it a moment ago
+        return resolve(model, subject, base_id, live.current, experiments)
+
+
 def resolve(
-    model: str, subject: str | None, base_id: str, registry: Registry, experiments: Experiments
+    model: str, subject: str | None, base_id: str, versions: Versions, experiments: Experiments
 ) -> Target:
     """Who answers ``model``; a running experiment of a bare name decides by ``subject``.
 
@@ -82,16 +106,28 @@ def resolve(
     if ref.version is None and ref.alias is None:
         arm = experiments.assign(ref.name, subject)
         if arm is not None:
-            version = None if arm.model == base_id else _find(parse_ref(arm.model), registry, model)
+            version = None if arm.model == base_id else _find(parse_ref(arm.model), versions, model)
             return Target(base_id, version, ref.name, arm.model)
-    return Target(base_id, _find(ref, registry, model))
+    return Target(base_id, _find(ref, versions, model))
 
 
-def resolve_fixed(model: str, base_id: str, registry: Registry) -> Target:
-    """Who ``model`` means when no experiment decides: for listings."""
+def resolve_fixed(model: str, base_id: str, versions: Versions) -> Target:
+    """Who ``model`` means when no experiment decides: for listings and operators."""
     if model == base_id:
         return Target(base_id)
-    return Target(base_id, _find(_parse(model, base_id), registry, model))
+    return Target(base_id, _find(_parse(model, base_id), versions, model))
+
+
+async def find_fixed(model: str, base_id: str, live: LiveCatalog) -> Target:
+    """``resolve_fixed``, and for a name that is not known yet another look at the registry.
+
+    Raises as ``find_target`` does.
+    """
+    try:
+        return resolve_fixed(model, base_id, live.current)
+    except UnknownModel:
+        await live.refresh()
+        return resolve_fixed(model, base_id, live.current)
 
 
 def fingerprint(base_fingerprint: str, target: Target) -> str:
@@ -116,9 +152,9 @@ def _parse(model: str, base_id: str) -> AdapterRef:
         raise UnknownModel(_unknown(model)) from None
 
 
-def _find(ref: AdapterRef, registry: Registry, model: str) -> AdapterVersion:
+def _find(ref: AdapterRef, versions: Versions, model: str) -> AdapterVersion:
     try:
-        return registry.resolve(ref)
+        return versions.resolve(ref)
     except NotFound as error:
         raise UnknownModel(f"{_unknown(model)} ({error})") from None
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+from server.answers.admission import Admission
 from server.answers.token_text import TokenText
 from server.engine.request import Delta, EngineStats, GenerationRequest
+from server.live_catalog import LiveCatalog
 from server.reporting.memory import MemoryMeter
 from server.settings import Settings
 
@@ -135,7 +137,13 @@ class Server:
     preload: list[AdapterVersion] = field(default_factory=list)  # loaded at start
     control: Control | None = None  # starts and stops the services above; None in tests
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    admission: Admission = field(init=False)
     memory: MemoryMeter = field(default_factory=MemoryMeter)
+    catalog: LiveCatalog = field(init=False)  # the registry, for whoever must not wait for a disk
+
+    def __post_init__(self) -> None:
+        self.catalog = LiveCatalog(self.registry)
+        self.admission = Admission.of(self.settings)
 
     @cached_property
     def longest_token(self) -> int:

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from server.answers.generation import Work, check_capacity
+from server.answers.admission import CHARACTERS_PER_TOKEN, Ticket
+from server.answers.generation import Work, claim_places
 from server.answers.schemas import ChatRequest, CompletionRequest, SamplingFields
 from server.engine.request import SamplingParams
 from server.errors import ApiError
-from server.resolve import Target, resolve
+from server.resolve import Target, find_target
 from server.state import Server
 
 INLINE_CHARACTERS = 4_000  # about 1 ms of tokenising; a thread costs a tenth of that
@@ -30,37 +31,54 @@ PromptIds = tuple[int, ...]
 T = TypeVar("T")
 
 
-async def chat_work(server: Server, request: Request, body: ChatRequest) -> Work:
-    """The work that a chat request asks for. Raises ApiError, InvalidChat, UnknownModel."""
+async def chat_work(server: Server, request: Request, body: ChatRequest, ticket: Ticket) -> Work:
+    """The work that a chat request asks for.
+
+    Raises:
+        ApiError, InvalidChat, UnknownModel: it asks for what cannot be.
+        EngineOverloaded, EngineClosed: not now.
+    """
     num_choices = _num_choices(server, body, num_prompts=1)
-    target, subject = _resolve(server, request, body)
+    target, subject = await _resolve(server, request, body)
     messages = [message.plain() for message in body.messages]
     length = sum(len(message["content"]) for message in messages)
     await _check_plausible(server, length, "messages")
+    claim_places(server, ticket, target, num_choices, num_choices * length)
     prompt = tuple(await _tokenise(length, server.renderer.render_prompt, messages))
     limit = _token_limit(server, len(prompt), body.token_limit, param="messages")
     sampling = _sampling(body, limit, body.num_top_logprobs)
     received_at = request.state.received_at
-    return Work(target, (prompt,), sampling, num_choices, subject, received_at, "chatcmpl")
+    prefix = "chatcmpl"
+    return Work(target, (prompt,), sampling, num_choices, subject, received_at, prefix, ticket)
 
 
-async def completion_work(server: Server, request: Request, body: CompletionRequest) -> Work:
-    """The work that a plain completion asks for. Raises ApiError, UnknownModel."""
+async def completion_work(
+    server: Server, request: Request, body: CompletionRequest, ticket: Ticket
+) -> Work:
+    """The work that a plain completion asks for. Raises as ``chat_work`` does."""
     num_choices = _num_choices(server, body, num_prompts=len(body.prompts))
-    target, subject = _resolve(server, request, body)
+    target, subject = await _resolve(server, request, body)
+    for text in body.prompts:
+        if isinstance(text, str):
+            await _check_plausible(server, len(text), "prompt")
+    length = sum(map(_num_characters, body.prompts))
+    num_answers = num_choices * len(body.prompts)
+    claim_places(server, ticket, target, num_answers, num_choices * length)
     prompts = tuple([await _prompt_ids(server, prompt) for prompt in body.prompts])
     wanted = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     for prompt in prompts:
         _token_limit(server, len(prompt), wanted, param="prompt")
     sampling = _sampling(body, wanted, body.logprobs)
     received_at = request.state.received_at
-    return Work(target, prompts, sampling, num_choices, subject, received_at, "cmpl")
+    return Work(target, prompts, sampling, num_choices, subject, received_at, "cmpl", ticket)
 
 
-def _resolve(server: Server, request: Request, body: SamplingFields) -> tuple[Target, str | None]:
+async def _resolve(
+    server: Server, request: Request, body: SamplingFields
+) -> tuple[Target, str | None]:
     subject = body.user if body.user is not None else request.headers.get(SESSION_HEADER) or None
-    target = resolve(body.model, subject, server.base.id, server.registry, server.experiments)
-    check_capacity(server, target)
+    live, experiments = server.catalog, server.experiments
+    target = await find_target(body.model, subject, server.base.id, live, experiments)
     return target, subject
 
 
@@ -75,7 +93,6 @@ def _num_choices(server: Server, body: SamplingFields, num_prompts: int) -> int:
 
 async def _prompt_ids(server: Server, prompt: str | list[int]) -> PromptIds:
     if isinstance(prompt, str):
-        await _check_plausible(server, len(prompt), "prompt")
         # With the special tokens that the base expects around plain text, such as its BOS.
         ids = tuple(await _tokenise(len(prompt), _plain_encoder(server.base.tokenizer), prompt))
     else:
@@ -85,6 +102,11 @@ async def _prompt_ids(server: Server, prompt: str | list[int]) -> PromptIds:
         message = "The prompt is empty: it has no token to continue."
         raise ApiError(400, message, param="prompt", code="invalid_value")
     return ids
+
+
+def _num_characters(prompt: str | list[int]) -> int:
+    """Of the text, or as many as that many tokens have about."""
+    return len(prompt) if isinstance(prompt, str) else CHARACTERS_PER_TOKEN * len(prompt)
 
 
 def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:

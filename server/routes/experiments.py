@@ -70,7 +70,7 @@ def delete_experiment(name: str, server: ServerDep, caller: Admin) -> dict[str, 
 
 
 async def _ready_arm(body: ArmBody, server: Server) -> Arm:
-    target = resolve_fixed(body.model, server.base.id, server.registry)
+    target = await asyncio.to_thread(resolve_fixed, body.model, server.base.id, server.registry)
     if target.version is not None:
         await server.adapters.load(target.version)
     return Arm(target.model_id, body.weight)

@@ -16,7 +16,7 @@ from server.errors import ApiError
 from server.jobs.request import CreateJob, job_of
 from server.jobs.view import checkpoint_json, event_json, job_json
 from server.paging import Order, Paging, list_json
-from server.resolve import resolve_fixed
+from server.resolve import find_fixed
 from server.routes.openapi import ERRORS, error
 from server.state import Server
 from server.tables import JobRow
@@ -34,7 +34,7 @@ _CONFLICT: dict[int | str, dict[str, Any]] = {
 @router.post("", summary="Start a fine-tuning job", responses={400: ERRORS[400]})
 async def create_job(body: CreateJob, server: ServerDep, caller: Admin) -> dict[str, Any]:
     """Queues the job. ``suffix`` is the adapter's name, ``loraloop`` takes training's own keys."""
-    _check_model(body.model, server)
+    await _check_model(body.model, server)
     job = job_of(body, server.base.id, server.engine.max_rank)
     return job_json(await submit_job(server, caller, job))
 
@@ -128,12 +128,12 @@ async def _change(
     return job_json(job)
 
 
-def _check_model(model: str, server: Server) -> None:
+async def _check_model(model: str, server: Server) -> None:
     """Jobs start from the base that this server runs."""
     if model == server.base.id:
         return
     try:
-        target = resolve_fixed(model, server.base.id, server.registry)
+        target = await find_fixed(model, server.base.id, server.catalog)
     except NotFound:
         message = f"The model {model!r} does not exist here; train on {server.base.id!r}."
         raise ApiError(404, message, param="model", code="model_not_found") from None

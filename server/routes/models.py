@@ -7,9 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from artifacts.registry import AdapterVersion
+from artifacts.catalog import AdapterVersion
+from artifacts.names import AdapterRef
 from server.deps import Infer, ServerDep
-from server.resolve import resolve_fixed
+from server.resolve import find_fixed
 from server.routes.openapi import ERRORS
 from server.state import Server
 
@@ -17,24 +18,20 @@ router = APIRouter(prefix="/v1/models", tags=["inference"])
 
 
 @router.get("", summary="List models")
-def list_models(server: ServerDep, caller: Infer) -> dict[str, Any]:
+async def list_models(server: ServerDep, caller: Infer) -> dict[str, Any]:
     """The base; each adapter by name (its champion, else its latest) and by version."""
-    versions = server.registry.list()
-    names = sorted({version.name for version in versions})
+    catalog = server.catalog.current
     entries = [_base_entry(server)]
-    for name in names:
-        own = [version for version in versions if version.name == name]
-        champion = server.registry.aliases(name).get("champion")
-        meant = next((v for v in own if v.version == champion), own[-1])
-        entries.append(_adapter_entry(server, name, meant))
-        entries.extend(_adapter_entry(server, version.id, version) for version in own)
+    for name, versions in catalog.versions.items():
+        entries.append(_adapter_entry(server, name, catalog.resolve(AdapterRef(name))))
+        entries.extend(_adapter_entry(server, each.id, each) for each in versions.values())
     return {"object": "list", "data": entries}
 
 
 @router.get("/{model:path}", summary="Describe a model", responses={404: ERRORS[404]})
-def retrieve_model(model: str, server: ServerDep, caller: Infer) -> dict[str, Any]:
+async def retrieve_model(model: str, server: ServerDep, caller: Infer) -> dict[str, Any]:
     """Any id that a request may name: base, name, name@3, name@alias, base:name, ft:…"""
-    target = resolve_fixed(model, server.base.id, server.registry)
+    target = await find_fixed(model, server.base.id, server.catalog)
     if target.version is None:
         return _base_entry(server)
     return _adapter_entry(server, model, target.version)

@@ -28,6 +28,7 @@ async def stats(server: ServerDep, caller: Admin, window: Window = None) -> dict
         **server.telemetry.report(window),
         "memory": await asyncio.to_thread(_memory, server),
         "engine": _engine(server),
+        "admission": server.admission.report(),
     }
 
 
@@ -45,8 +46,7 @@ async def reset(
 @router.get("/metrics", summary="The same for Prometheus", response_class=Response)
 async def metrics(request: Request, server: ServerDep, caller: Infer) -> Response:
     """vLLM's metric names; ``model_name`` is the base or an adapter version."""
-    version_ids = await asyncio.to_thread(_version_ids, server)
-    text = request.app.state.metrics.render(version_ids)
+    text = request.app.state.metrics.render(_version_ids(server))
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -62,7 +62,7 @@ def _memory(server: Server) -> dict[str, Any]:
 
 
 def _version_ids(server: Server) -> dict[str, str]:
-    return {version.content_hash: version.id for version in server.registry.list()}
+    return {version.content_hash: version.id for version in server.catalog.current.list()}
 
 
 def _engine(server: Server) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Says once that something fails and once that it works again; remembers why. No logic of its own.
+
+A fault that lasts would otherwise fill the log, or hide in it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("loraloop.server")
+
+
+class Trouble:
+    """``what`` is the sentence's beginning: "answers cannot be recorded". Any thread."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self.reason: str | None = None  # None: all is well
+
+    @property
+    def report(self) -> str | None:
+        """One line for readiness, or None."""
+        return None if self.reason is None else f"{self._what}: {self.reason}"
+
+    def begin(self, error: Exception) -> None:
+        """It failed."""
+        is_new, self.reason = self.reason is None, str(error)
+        if is_new:
+            log.error("%s: %s", self._what, error)
+
+    def end(self) -> None:
+        """It worked."""
+        if self.reason is not None:
+            self.reason = None
+            log.warning("no longer so: %s", self._what)
