@@ -31,6 +31,15 @@ class Caller:
     key_id: str | None
 
 
+def key_id_of(key: str) -> str:
+    """Tells keys apart without revealing them."""
+    return _digest(key)[:12]
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
 async def require_infer(request: Request) -> Caller:
     """The caller of an inference route, or 401."""
     settings = _settings(request)
@@ -73,7 +82,7 @@ def _keyholder(request: Request, settings: Settings) -> Caller | None:
     token = _bearer(request)
     if token is None:
         return None
-    key_id = hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
+    given = _digest(token)
     scopes: tuple[tuple[Scope, tuple[str, ...]], ...] = (
         ("admin", settings.admin_keys),
         ("infer", settings.api_keys),
@@ -81,10 +90,9 @@ def _keyholder(request: Request, settings: Settings) -> Caller | None:
     found: Scope | None = None
     for scope, keys in scopes:
         for key in keys:  # every key is compared, so that time tells nothing about which one fits
-            digest = hashlib.sha256(key.encode()).hexdigest()
-            if hmac.compare_digest(digest, key_id) and found is None:
+            if hmac.compare_digest(_digest(key), given) and found is None:
                 found = scope
-    return Caller(found, key_id[:12]) if found else None
+    return Caller(found, key_id_of(token)) if found else None
 
 
 def _bearer(request: Request) -> str | None:

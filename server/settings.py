@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from artifacts.errors import InvalidInput
 from server.request_errors import nearest
 
 PREFIX = "LORALOOP_"
-_SECRET = {"api_keys", "admin_keys"}
+_SECRET = {"api_keys", "admin_keys", "key_weights"}
 MIB = 1024 * 1024
+Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
 class InvalidSettings(InvalidInput):
@@ -47,6 +48,9 @@ class Settings(BaseSettings):
     # Who
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
     admin_keys: Annotated[tuple[str, ...], NoDecode] = Field((), repr=False)
+    key_weights: Annotated[dict[str, Weight], NoDecode] = Field({}, repr=False)
+    adapter_weights: Annotated[dict[str, Weight], NoDecode] = Field({})
+    max_answers_per_key: int | None = Field(None, ge=1, description="running and waiting")
 
     # Adapters
     adapter_root: Path | None = Field(
@@ -65,6 +69,9 @@ class Settings(BaseSettings):
     max_batched_tokens: int = Field(512, ge=16, description="tokens per step; bounds its time")
     kv_cache_tokens: int | None = Field(None, ge=64)
     max_queue: int = Field(256, ge=0, description="answers that wait; one more is a 429")
+    max_queue_tokens: int = Field(
+        131_072, ge=1, description="prompt tokens that wait to be read; more are a 429"
+    )
     num_threads: int | None = Field(None, ge=1, le=1024, description="of the forward pass")
 
     # Requests
@@ -83,7 +90,15 @@ class Settings(BaseSettings):
 
     # Training jobs
     training_threads: int = Field(1, ge=1, le=1024)
-    training_niceness: int = Field(10, ge=0, le=19)
+    training_niceness: int | Literal["idle"] = "idle"  # idle: what nobody else wants of the CPU
+    training_memory_bytes: int | None = Field(
+        None, ge=1, description="of one job; 90 % of what is free when it starts if unset"
+    )
+    training_ttft_target_ms: float | None = Field(
+        None, gt=0, description="jobs pause while the P90 of first tokens is over it"
+    )
+    training_pause_after_s: float = Field(2.0, ge=0, le=3600, description="over it for so long")
+    training_max_pause_s: float = Field(60.0, gt=0, le=86_400, description="then a slice")
     max_running_jobs: int = Field(1, ge=0, le=64)
     training_stop_grace_s: float = Field(20.0, ge=0, le=3600)
     resume_interrupted_jobs: bool = False
@@ -94,6 +109,31 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(key.strip() for key in value.split(",") if key.strip())
+
+    @field_validator("training_niceness", mode="before")
+    @classmethod
+    def _know_niceness(cls, value: Any) -> Any:
+        if str(value) not in ("idle", *map(str, range(20))):
+            raise ValueError("write a number from 0 (like the server) to 19, or idle")
+        return value
+
+    @field_validator("key_weights", "adapter_weights", mode="before")
+    @classmethod
+    def _split_weights(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [item.rpartition("=") for item in value.split(",") if item.strip()]
+        if not all(name.strip() for name, _, _ in pairs):
+            raise ValueError("write name=weight, separated by commas")
+        return {name.strip(): weight.strip() for name, _, weight in pairs}
+
+    @field_validator("key_weights")
+    @classmethod
+    def _know_keys(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        known = (*info.data.get("api_keys", ()), *info.data.get("admin_keys", ()))
+        if not set(value) <= set(known):
+            raise ValueError("it names a key that is neither in api_keys nor in admin_keys")
+        return value
 
 
 def read_settings(overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from server.answers.admission import Ticket
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import RETRY_AFTER_S, ApiError
@@ -36,7 +37,8 @@ class Work:
     num_choices: int
     subject: str | None
     received_at: float  # time.perf_counter
-    id_prefix: str = "chatcmpl"
+    id_prefix: str
+    ticket: Ticket
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Answer:
     streams: list[AnswerStream]
     timer: RequestTimer
     lifecycle: Lifecycle
+    ticket: Ticket
     num_open: int  # choices whose end has not been taken
     num_generated: int = 0
     num_cached: int = 0
@@ -113,6 +116,7 @@ class Answer:
             return
         self._is_closed = True
         self.lifecycle.answer_ended()
+        self.ticket.leave()
         self.timer.finish("aborted")
         self._stop()
         if self._expiry is not None:
@@ -129,6 +133,7 @@ class Answer:
 
     def _note(self, delta: Delta) -> None:
         self.num_unread += len(delta.token_ids)
+        self.ticket.begin()
         self._arrived.set()
         if self.on_arrival is not None:
             self.on_arrival()
@@ -172,22 +177,22 @@ class Answer:
             self.num_open -= 1
 
 
-def check_capacity(server: Server, target: Target) -> None:
-    """Refuse what the engine would refuse anyway before its prompt costs anything.
+def claim_places(
+    server: Server, ticket: Ticket, target: Target, num_answers: int, num_characters: int
+) -> None:
+    """Refuse what has no room before its prompts, of that many characters, cost anything.
 
     Raises:
-        EngineOverloaded, EngineClosed: not now.
+        EngineOverloaded, EngineClosed, ApiError: not now.
     """
     if server.lifecycle.is_draining:
         raise EngineClosed("The server is shutting down; send the request again.")
-    num_answers, settings = server.lifecycle.num_answers, server.settings
-    if num_answers >= settings.max_num_seqs + settings.max_queue:
+    adapter = None if target.version is None else target.version.name
+    try:
+        ticket.claim(adapter, num_answers, num_characters)
+    except (EngineOverloaded, ApiError):
         server.telemetry.rejected(target.adapter_id, target.arm_id)
-        raise EngineOverloaded(
-            f"{num_answers} requests are running or waiting, the limit is "
-            f"{settings.max_num_seqs} + {settings.max_queue}.",
-            retry_after_s=1.0,
-        )
+        raise
 
 
 async def accept(server: Server, work: Work) -> Answer:
@@ -200,6 +205,7 @@ async def accept(server: Server, work: Work) -> Answer:
     target = work.target
     answer_id = f"{work.id_prefix}-{uuid.uuid4().hex}"
     try:
+        work.ticket.settle(work.num_choices * sum(map(len, work.prompts)))
         streams = await _submit_all(server, work, answer_id)
     except EngineOverloaded:
         server.telemetry.rejected(target.adapter_id, target.arm_id)
@@ -228,6 +234,7 @@ async def accept(server: Server, work: Work) -> Answer:
         num_open=len(streams),
         timer=server.telemetry.begin(target.adapter_id, target.arm_id, work.received_at),
         lifecycle=server.lifecycle,
+        ticket=work.ticket,
     )
 
 
@@ -259,7 +266,8 @@ def _request(
     if sampling.seed is not None and index:
         # Choices with one seed would all be the same.
         sampling = replace(sampling, seed=(sampling.seed + index) % 2**63)
-    return GenerationRequest(f"{answer_id}-{index}", prompt, sampling, work.target.adapter_key)
+    name, share = f"{answer_id}-{index}", work.ticket.share
+    return GenerationRequest(name, prompt, sampling, work.target.adapter_key, share)
 
 
 def merge(deltas: list[Delta]) -> Delta:

@@ -25,10 +25,11 @@ async def create_chat_completion(
     """Answers as one JSON body, or with ``stream: true`` as server-sent events."""
 
     async def accepting() -> tuple[Answer, Form]:
-        work = await chat_work(server, request, body)
-        end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
-        wire = ChatWire(server.token_text if body.logprobs else None)
-        form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
-        return await accept(server, work), form
+        with server.admission.ticket(caller.key_id) as ticket:
+            work = await chat_work(server, request, body, ticket)
+            end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
+            wire = ChatWire(server.token_text if body.logprobs else None)
+            form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
+            return await accept(server, work), form
 
     return await Exchange.of(server, request, deadline, caller).respond(accepting)

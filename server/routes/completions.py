@@ -29,10 +29,11 @@ async def create_completion(
     """Several prompts are answered in one request; choices are numbered prompt by prompt."""
 
     async def accepting() -> tuple[Answer, Form]:
-        work = await completion_work(server, request, body)
-        end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
-        wire = CompletionWire(None if body.logprobs is None else server.token_text)
-        form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
-        return await accept(server, work), form
+        with server.admission.ticket(caller.key_id) as ticket:
+            work = await completion_work(server, request, body, ticket)
+            end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
+            wire = CompletionWire(None if body.logprobs is None else server.token_text)
+            form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
+            return await accept(server, work), form
 
     return await Exchange.of(server, request, deadline, caller).respond(accepting)

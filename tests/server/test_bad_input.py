@@ -299,20 +299,6 @@ async def test_overload_is_429_with_a_time_to_wait(
     assert (report["requests"], report["rejected"]) == (0, 2)
 
 
-async def test_overload_is_told_before_the_prompt_costs_anything(
-    web: httpx.AsyncClient, fake_server: Server
-) -> None:
-    renderer, settings = fake_server.renderer, fake_server.settings
-    assert isinstance(renderer, FakeRenderer)
-    fake_server.lifecycle.num_answers = settings.max_num_seqs + settings.max_queue
-    response = await web.post(CHAT, json=HELLO)
-    assert error_of(response, 429)["code"] == "engine_overloaded"
-    assert renderer.num_rendered == 0
-    assert fake_server.telemetry.report()["adapters"]["base"]["rejected"] == 1
-    fake_server.lifecycle.num_answers -= 1
-    assert (await web.post(CHAT, json=HELLO)).status_code == 200
-
-
 async def test_a_stopping_engine_is_503(web: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.script.refusal = EngineClosed("the engine is shutting down")
     response = await web.post(CHAT, json=HELLO)
