@@ -271,6 +271,18 @@ async def test_prompt_tokens_are_counted_while_they_wait(
     assert (report["answers"], report["waiting_prompt_tokens"]) == (0, 0)
 
 
+async def test_a_prompt_that_has_been_read_waits_no_more(
+    fake_server: Server, engine: FakeEngine
+) -> None:
+    engine.script.is_endless, engine.script.delay_s = True, 0.01
+    async with client(fake_server) as http:
+        task = asyncio.create_task(http.post(CHAT, json={**HELLO, "max_tokens": 50}))
+        await until(lambda: engine.num_tokens > 2)
+        report: Any = fake_server.admission.report()
+        assert (report["answers"], report["waiting_prompt_tokens"]) == (1, 0)
+        assert (await task).status_code == 200
+
+
 async def test_every_way_out_gives_the_places_back(fake_server: Server, engine: FakeEngine) -> None:
     engine.script.fail_after = 2
     async with client(fake_server) as http:
