@@ -11,13 +11,13 @@ import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from artifacts.errors import LoraloopError, NotFound
+from artifacts.errors import Corrupt, LoraloopError, NotFound
 from server.adapter_gate import LoadGate
 from server.engine.errors import AdapterInUse, AdapterMemoryFull, EngineError, UnknownAdapter
 from server.engine.request import EngineStats
@@ -64,7 +64,8 @@ class AdapterService:
     """Makes versions answerable.
 
     ``max_host_adapters`` is how many are kept at hand; in use wins over it. ``max_host_bytes`` is
-    what there is: a version that does not fit beside those in use is refused.
+    what there is: a version that does not fit beside those in use is refused. ``is_registered`` may
+    block; it tells a version that was removed from one whose files are damaged.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class AdapterService:
         *,
         max_host_adapters: int,
         max_host_bytes: int = 1 << 62,
+        is_registered: Callable[[AdapterVersion], bool] = lambda version: True,
     ) -> None:
         self.gate = gate
         self._engine = engine
         self._max_host_adapters = max_host_adapters
         self._max_host_bytes = max_host_bytes
+        self._is_registered = is_registered
         self._bytes: dict[str, int] = {}  # of known versions and of those being read
         self._recent: OrderedDict[str, None] = OrderedDict()  # content hashes, latest use last
         self._leases: Counter[str] = Counter()
@@ -89,7 +92,7 @@ class AdapterService:
     async def ensure(self, version: AdapterVersion) -> None:
         """Make ``version`` known to the engine; at once if it is.
 
-        Raises AdapterRejected or Corrupt, for this version only.
+        Raises AdapterRejected, Corrupt, or NotFound if it has been removed; for this version only.
         """
         key = version.content_hash
         self._touch(key)
@@ -188,8 +191,14 @@ class AdapterService:
         from server.engine.memory import memory_bound  # needs torch
 
         remedy = "Unload adapters that are not needed, or lower LORALOOP_MAX_HOST_ADAPTERS."
-        with memory_bound(f"loading {version.id}", remedy):
-            self._engine.add_adapter(version.content_hash, self.gate.read(version))
+        try:
+            with memory_bound(f"loading {version.id}", remedy):
+                self._engine.add_adapter(version.content_hash, self.gate.read(version))
+        except Corrupt:
+            if self._is_registered(version):
+                raise
+            message = f"{version.id} has been removed. GET /v1/models lists what there is."
+            raise NotFound(message) from None
 
     def _loaded(self, key: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(key, None)

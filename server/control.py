@@ -119,6 +119,7 @@ def build_control(
         gate,
         max_host_adapters=limits.max_host_adapters,
         max_host_bytes=_adapter_bytes(limits.max_adapter_bytes),
+        is_registered=lambda version: version in registry.list(),
     )
     files = FileStore(home, database, max_bytes=limits.max_upload_bytes)
     store = JobStore(database)

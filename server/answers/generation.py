@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from artifacts.errors import NotFound
 from server.answers.admission import Ticket
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
@@ -210,7 +211,7 @@ async def accept(server: Server, work: Work) -> Answer:
     except EngineOverloaded:
         server.telemetry.rejected(target.adapter_id, target.arm_id)
         raise
-    except EngineClosed:
+    except (EngineClosed, NotFound):  # removed meanwhile: as if it had never been asked
         raise
     except Exception:  # counted and raised on: an arm whose adapter breaks must show it
         server.telemetry.failed(target.adapter_id, target.arm_id)

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from artifacts.errors import NotFound
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.state import Server
 from tests.server.conftest import serving
@@ -336,3 +337,13 @@ async def test_an_adapter_that_cannot_be_loaded_fails_its_own_requests_only(
     stats = fake_server.telemetry.report()["adapters"]
     assert (stats[version.id]["requests"], stats[version.id]["errors"]) == (1, 1)
     assert stats["base"]["errors"] == 0
+
+
+async def test_an_adapter_removed_meanwhile_is_no_failure_of_its_own(
+    web: httpx.AsyncClient, fake_server: Server, publish: Any
+) -> None:
+    version = publish("shop")
+    assert isinstance(fake_server.adapters, FakeAdapters)
+    fake_server.adapters.failure = NotFound(f"{version.id} has been removed.")
+    error_of(await web.post(CHAT, json={**HELLO, "model": "shop"}), 404)
+    assert version.id not in fake_server.telemetry.report()["adapters"]

@@ -60,6 +60,24 @@ async def test_a_client_that_leaves_does_not_cancel_the_others(
     assert engine.known_adapters() == {version.content_hash}
 
 
+async def test_a_version_removed_before_it_was_read_is_not_found_and_not_damaged(
+    engine: AdapterEngine, base: Base, publish: Publish, registry: Registry
+) -> None:
+    service = AdapterService(
+        engine,
+        LoadGate.of(base, max_rank=4),
+        max_host_adapters=2,
+        is_registered=lambda version: version in registry.list(),
+    )
+    damaged, removed = publish(), publish()
+    (damaged.path / "adapter_model.safetensors").unlink()
+    registry.remove(removed.name, removed.version)
+    with pytest.raises(NotFound, match=f"{removed.id} has been removed"):
+        await service.ensure(removed)
+    with pytest.raises(Corrupt):
+        await service.ensure(damaged)
+
+
 async def test_a_known_version_needs_no_disk(
     service: AdapterService, publish: Publish, registry: Registry
 ) -> None:
@@ -153,7 +171,13 @@ async def test_unload_refuses_what_is_in_use_or_about_to_be(
     version = publish()
     async with service.lease(version):
         with pytest.raises(AdapterInUse, match="about to answer"):
-            await service.unload(version, wait=True)
+            await service.unload(version, wait=False)
+        unloading = asyncio.create_task(service.unload(version, wait=True))
+        await asyncio.sleep(0.02)
+        assert engine.known_adapters() == {version.content_hash}
+    await unloading
+    assert engine.known_adapters() == set()
+    await service.ensure(version)
     engine.users = {version.content_hash: 1}
     with pytest.raises(AdapterInUse, match=version.id):
         await service.unload(version, wait=False)
