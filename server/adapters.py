@@ -57,7 +57,7 @@ class AdapterState:
     is_resident: bool  # in the device bank
     num_running: int  # requests that hold it there
     resident_bytes: int
-    load_s: float | None  # what its latest load took, None if this process never loaded it
+    load_s: float | None  # what loading it took, None if it is not loaded
 
 
 class AdapterService:
@@ -85,6 +85,7 @@ class AdapterService:
         self._bytes: dict[str, int] = {}  # of known versions and of those being read
         self._recent: OrderedDict[str, None] = OrderedDict()  # content hashes, latest use last
         self._leases: Counter[str] = Counter()
+        self._lease_ends: dict[str, asyncio.Event] = {}  # waited for by an unload
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._reads = asyncio.Semaphore(MAX_READS)
         self._load_s: dict[str, float] = {}
@@ -117,6 +118,8 @@ class AdapterService:
             self._leases[key] -= 1
             if not self._leases[key]:
                 del self._leases[key]
+                if (ended := self._lease_ends.pop(key, None)) is not None:
+                    ended.set()
 
     async def load(self, version: AdapterVersion) -> float:
         """Hot load: known and, room permitting, resident in the device bank. Seconds it took."""
@@ -148,15 +151,20 @@ class AdapterService:
     async def unload(self, version: AdapterVersion, *, wait: bool) -> None:
         """Free the memory of ``version``. It stays registered: its next request loads it again.
 
+        ``wait`` lets running requests end first. A request that comes meanwhile is answered, by
+        loading it again, and ends the unloading.
+
         Raises:
             NotFound: it is not loaded.
-            AdapterInUse: requests run on it and ``wait`` is False, or kept arriving meanwhile.
+            AdapterInUse: requests run on it and ``wait`` is False, or one came meanwhile.
         """
         key = version.content_hash
         if key not in self._engine.known_adapters():
             raise NotFound(f"{version.id} is not loaded. GET /admin/adapters shows what is.")
-        if self._leases[key]:
-            raise AdapterInUse(f"{version.id} is about to answer a request: try again.")
+        while key in self._leases:  # a request is on its way to the engine
+            if not wait:
+                raise AdapterInUse(f"{version.id} is about to answer a request: try again.")
+            await self._lease_ends.setdefault(key, asyncio.Event()).wait()
         try:
             await self._engine.remove_adapter(key, wait=wait)
         except AdapterInUse as error:
@@ -166,12 +174,19 @@ class AdapterService:
             ) from error
         except UnknownAdapter:
             pass  # somebody else was quicker
-        self._recent.pop(key, None)
+        self._forget(key)
 
     def states(self, versions: list[AdapterVersion]) -> list[AdapterState]:
         """The state of each version, all from one look at the engine."""
         stats, known = self._engine.stats(), self._engine.known_adapters()
         return [_state(version.content_hash, stats, known, self._load_s) for version in versions]
+
+    def _forget(self, key: str) -> None:
+        if key in self._loading or key in self._engine.known_adapters():
+            return  # somebody has asked for it again
+        self._recent.pop(key, None)
+        self._bytes.pop(key, None)
+        self._load_s.pop(key, None)
 
     def _touch(self, key: str) -> None:
         self._recent[key] = None
@@ -203,8 +218,7 @@ class AdapterService:
     def _loaded(self, key: str, task: asyncio.Task[None]) -> None:
         self._loading.pop(key, None)
         if task.cancelled() or task.exception() is not None:
-            self._recent.pop(key, None)
-            self._bytes.pop(key, None)
+            self._forget(key)
 
     def _held_bytes(self) -> int:
         known = self._engine.known_adapters()
@@ -239,7 +253,7 @@ class AdapterService:
                 await self._engine.remove_adapter(key, wait=False)
             except (AdapterInUse, UnknownAdapter):
                 continue
-            self._recent.pop(key, None)
+            self._forget(key)
             excess -= 1
         if excess > 0:
             log.warning(

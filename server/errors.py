@@ -17,8 +17,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from artifacts import errors as artifact_errors
+from artifacts.storage import storage_error
 from server.engine import errors as engine_errors
 from server.request_errors import explain
 from server.resolve import UnknownModel
@@ -26,6 +28,7 @@ from server.resolve import UnknownModel
 log = logging.getLogger("loraloop.server")
 
 INVALID = "invalid_request_error"
+CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody is there to read it
 
 
 class ApiError(Exception):
@@ -72,6 +75,10 @@ _TABLE: dict[type[Exception], tuple[int, str | None]] = {
     UnknownModel: (404, "model_not_found"),
     artifact_errors.Conflict: (409, "conflict"),
     artifact_errors.Corrupt: (500, "corrupt"),
+    artifact_errors.StorageError: (503, "storage_failed"),
+    artifact_errors.StorageBusy: (503, "storage_busy"),
+    artifact_errors.StorageReadOnly: (507, "storage_read_only"),
+    artifact_errors.StorageFull: (507, "storage_full"),
     engine_errors.EngineOverloaded: (429, "engine_overloaded"),
     engine_errors.EngineClosed: (503, "engine_closed"),
     engine_errors.RequestTooLong: (400, "context_length_exceeded"),
@@ -106,6 +113,9 @@ def to_api_error(error: Exception) -> ApiError | None:
     else:
         return None
     headers = {}
+    if status == 507:
+        # OpenAI's client repeats whatever is 500 or above; no disk empties itself meanwhile.
+        headers["x-should-retry"] = "false"
     if status in (429, 503):
         wait_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
         headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
@@ -134,6 +144,8 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(engine_errors.EngineError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _disk)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -141,9 +153,21 @@ async def _known(request: Request, error: Exception) -> Response:
     api_error = to_api_error(error)
     if api_error is None:
         return await _unforeseen(request, error)
-    if api_error.status == 500:
-        log.error("%s %s: %s", request.method, request.url.path, error)
+    if api_error.status == 500 or isinstance(error, artifact_errors.StorageError):
+        request_id = getattr(request.state, "request_id", "unknown")
+        log.error("%s %s (%s): %s", request.method, request.url.path, request_id, error)
     return error_response(api_error, request)
+
+
+async def _disk(request: Request, error: Exception) -> Response:
+    """A disk that failed where nobody expected it."""
+    assert isinstance(error, OSError)
+    return await _known(request, storage_error(error) or error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client left before its body had come; nobody reads this."""
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -153,7 +177,12 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return error_response(api_error, request)
 
 
-_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "request_too_large"}
+_HTTP_CODES = {
+    404: "unknown_url",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+}
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -163,6 +192,8 @@ async def _http(request: Request, error: Exception) -> Response:
         message = f"Unknown request URL: {request.method} {request.url.path}."
     elif error.status_code == 405:
         message = f"{request.method} is not allowed on {request.url.path}."
+    elif error.status_code == 408:
+        message = "The request's body stopped coming before its end: send it again."
     elif error.status_code == 413:
         message = "The request body is larger than this server accepts (LORALOOP_MAX_BODY_BYTES)."
     elif error.status_code == 400 and message == "There was an error parsing the body":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
@@ -19,6 +20,7 @@ from server.settings import Settings
 
 Guard = Callable[[Request], Awaitable[Caller]]
 UPLOAD_PATH = "/v1/files"
+BODY_IDLE_S = 60.0  # without a byte of a body that has begun
 GUARDS: tuple[tuple[str, Guard], ...] = (  # the first prefix that fits
     ("/admin/", require_admin),
     (UPLOAD_PATH, require_admin),
@@ -49,7 +51,12 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message).setdefault("x-request-id", request_id)
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        try:
+            await self.app(scope, receive, send_with_id)
+        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:  # of the tokenizer: no Exception, so nobody would answer
+            raise RuntimeError(f"{type(panic).__name__}: {panic}") from panic
 
 
 class KeyMiddleware:
@@ -77,7 +84,8 @@ def _guard_of(path: str) -> Guard | None:
 
 
 class BodyLimitMiddleware:
-    """413 for a body that is, or turns out to be, larger than the settings allow."""
+    """413 for a body that is, or turns out to be, larger than the settings allow; 408 for one that
+    stops coming."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
@@ -93,11 +101,18 @@ class BodyLimitMiddleware:
         if _announced_bytes(scope) > limit:
             await _refuse(limit, scope)(scope, receive, send)
             return
-        num_bytes = 0
+        num_bytes, is_complete = 0, False
 
         async def receive_limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_complete
+            if is_complete:  # from here on it waits for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_IDLE_S):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, headers={"Connection": "close"}) from None
+            is_complete = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
             if num_bytes > limit:
                 raise HTTPException(413)  # FastAPI lets this type through while it reads a body

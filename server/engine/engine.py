@@ -253,7 +253,7 @@ class Engine:
             while not self._is_closed:
                 self._take_commands()
                 self._step()
-        except Exception:  # a bug of ours: end every request rather than leave it hanging
+        except BaseException:  # a bug of ours: end every request rather than leave it hanging
             logger.exception("the engine thread died")
             self._close()
             self._end_all("error", "the engine failed; see the server's log")
@@ -347,7 +347,7 @@ class Engine:
                 reason = "length"
             if reason is not None:
                 return self._end(seq, reason, text=text, token_ids=(token,), logprobs=logprobs)
-        except Exception as error:  # a tokenizer that fails on one answer fails one answer
+        except BaseException as error:  # a tokenizer that fails, or panics, fails one answer
             logger.exception("decoding the answer of %s failed", seq.request.request_id)
             return self._end(seq, "error", error=_explain(error))
         return Delta(seq.request.request_id, text, (token,), logprobs)
@@ -389,5 +389,5 @@ class Engine:
         self._adapters.fail_waiting(EngineClosed("the engine is shutting down"))
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
