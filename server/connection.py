@@ -14,11 +14,12 @@ import termios
 from collections.abc import Mapping
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 LINE = "loraloop.line"  # the key among a scope's extensions
 NUM_PROBES = 3
-BESIDE_S = 15.0  # later than the server's own patience with a stream, which can say why
+MAX_UNSENT_BYTES = 128 * 1024
+LATER = 1.5  # than the server itself drops a stream, which it can explain
 
 
 class Line:
@@ -48,28 +49,49 @@ class Line:
         when the client has read it, or after ``linger_s``, whichever comes first."""
         self._protocol.resume_writing()
         self._protocol.shutdown()
-        asyncio.get_running_loop().call_later(linger_s, self._protocol.transport.abort)
+        asyncio.get_running_loop().call_later(linger_s, self._cut)
+
+    def _cut(self) -> None:
+        transport = self._protocol.transport
+        if not transport.is_closing() or transport.get_write_buffer_size():
+            # Without this the kernel would go on trying to deliver what it has.
+            its_socket = transport.get_extra_info("socket")
+            its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
 
 
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's, with a `Line` in each request's scope."""
+
+    _cycles: tuple[RequestResponseCycle, ...] = ()  # one, or more if the client pipelines
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._cycles = (*(each for each in self._cycles if not each.response_complete), self.cycle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)  # tells the last request of the connection only
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = cast(Any, {LINE: Line(self)})
 
 
-def notice_silence(listener: socket.socket, stall_s: float) -> None:
-    """Give up accepted connections whose other end says nothing, soon after ``stall_s``.
+def limit_connections(listener: socket.socket, stall_s: float) -> None:
+    """Bound what one connection may hold, and for how long. Linux hands these options of a
+    listening socket down to the sockets it accepts.
 
-    A laptop that is closed sends no farewell. Linux hands these options of a listening socket down
-    to the sockets it accepts: probes where nothing is under way, and a limit for what was sent and
-    is not acknowledged, or cannot be sent because the other end reads nothing.
+    The kernel would queue megabytes for a client that does not read. And a laptop that is closed
+    says no farewell: it is gone when probes, or what was sent, stay without an answer.
     """
-    after_s = stall_s + BESIDE_S
-    every_s = max(1, round(after_s / (NUM_PROBES + 1)))
+    silence_s = stall_s * LATER
+    probe_s = max(1, round(silence_s / (NUM_PROBES + 1)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silence_s * 1000))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every_s)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every_s)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, NUM_PROBES)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(after_s * 1000))

@@ -116,12 +116,12 @@ def _serve(server: Server, listener: socket.socket) -> None:
     from sse_starlette.sse import AppStatus
 
     from server.app import create_app
-    from server.connection import HttpProtocol, notice_silence
+    from server.connection import HttpProtocol, limit_connections
     from server.draining import DrainingServer
 
     AppStatus.enable_automatic_graceful_drain = False  # it would cut streams at the first signal
     app = create_app(server)
-    notice_silence(listener, server.settings.stall_s)
+    limit_connections(listener, server.settings.stall_s)
     config = uvicorn.Config(
         app,
         http=HttpProtocol,

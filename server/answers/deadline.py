@@ -19,6 +19,20 @@ from server.errors import ApiError
 TIMEOUT_HEADER = "x-request-timeout"
 
 
+class DeadlinePassed(ApiError):
+    """The time for a request is over."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            408,
+            f"The answer was not finished {limit_s:g} s after the request came in. Ask for fewer "
+            f"tokens, or allow more time ({TIMEOUT_HEADER}, LORALOOP_MAX_REQUEST_S).",
+            code="request_timeout",
+            # OpenAI's clients would try a 408 again, and it would only take as long again.
+            headers={"x-should-retry": "false"},
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """The operator's limit, or the client's own if that is shorter."""
@@ -32,24 +46,14 @@ class Deadline:
 
     @asynccontextmanager
     async def enforced(self) -> AsyncIterator[None]:
-        """Cut short what is inside when the time is over. Raises ApiError."""
+        """Cut short what is inside when the time is over. Raises DeadlinePassed."""
         try:
             async with asyncio.timeout(self.left_s) as timeout:
                 yield
         except TimeoutError:
             if timeout.expired():
-                raise self.passed() from None
+                raise DeadlinePassed(self.limit_s) from None
             raise
-
-    def passed(self) -> ApiError:
-        """What a client is told whose time is over. Trying again would only take as long again."""
-        return ApiError(
-            408,
-            f"The answer was not finished {self.limit_s:g} s after the request came in. Ask for "
-            f"fewer tokens, or allow more time ({TIMEOUT_HEADER}, LORALOOP_MAX_REQUEST_S).",
-            code="request_timeout",
-            headers={"x-should-retry": "false"},  # OpenAI's clients try a 408 again otherwise
-        )
 
 
 async def _deadline(

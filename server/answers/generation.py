@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from artifacts.errors import NotFound
 from server.answers.admission import Ticket
+from server.answers.deadline import Deadline, DeadlinePassed
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import RETRY_AFTER_S, ApiError
@@ -102,10 +103,10 @@ class Answer:
         self._stop()
         self._arrived.set()
 
-    def end_after(self, seconds: float, error: ApiError) -> None:
+    def end_by(self, deadline: Deadline) -> None:
         """Cancel the answer as timed out unless it is closed by then."""
-        loop = asyncio.get_running_loop()
-        self._expiry = loop.call_later(seconds, self.cancel, error, "timed_out")
+        loop, error = asyncio.get_running_loop(), DeadlinePassed(deadline.limit_s)
+        self._expiry = loop.call_later(deadline.left_s, self.cancel, error, "timed_out")
 
     def fail(self) -> None:
         """Count the request as an error of ours."""
@@ -196,10 +197,11 @@ def claim_places(
         raise
 
 
-async def accept(server: Server, work: Work) -> Answer:
+async def accept(server: Server, work: Work, deadline: Deadline) -> Answer:
     """Hand all of ``work`` to the engine, or none of it.
 
     Raises:
+        DeadlinePassed: there was no time left for an adapter to be read.
         EngineOverloaded, EngineClosed: not now.
         AdapterRejected, Corrupt, …: the adapter cannot be made ready.
     """
@@ -207,7 +209,11 @@ async def accept(server: Server, work: Work) -> Answer:
     answer_id = f"{work.id_prefix}-{uuid.uuid4().hex}"
     try:
         work.ticket.settle(work.num_choices * sum(map(len, work.prompts)))
-        streams = await _submit_all(server, work, answer_id)
+        async with deadline.enforced():
+            streams = await _submit_all(server, work, answer_id)
+    except DeadlinePassed:
+        server.telemetry.failed(target.adapter_id, target.arm_id, "timed_out")
+        raise
     except EngineOverloaded:
         server.telemetry.rejected(target.adapter_id, target.arm_id)
         raise
@@ -224,7 +230,7 @@ async def accept(server: Server, work: Work) -> Answer:
         arm=target.arm,
         subject=work.subject,
     )
-    return Answer(
+    answer = Answer(
         id=answer_id,
         created=int(time.time()),
         model=target.model_id,
@@ -237,6 +243,8 @@ async def accept(server: Server, work: Work) -> Answer:
         lifecycle=server.lifecycle,
         ticket=work.ticket,
     )
+    answer.end_by(deadline)
+    return answer
 
 
 async def _submit_all(server: Server, work: Work, answer_id: str) -> list[AnswerStream]:

@@ -55,6 +55,14 @@ class Tally:
         for name in SKETCHES:
             getattr(self, name).merge(getattr(other, name))
 
+    def end(self, outcome: Outcome) -> None:
+        """Count one request."""
+        self.requests += 1
+        self.errors += outcome == "error"
+        self.aborted += outcome == "aborted"
+        self.dropped += outcome == "dropped"
+        self.timed_out += outcome == "timed_out"
+
     def report(self) -> dict[str, Any]:
         """The body that ``/admin/stats`` shows for one adapter or arm."""
         rate = self.generated_tokens / self.busy_s if self.busy_s > 0 else None
@@ -180,11 +188,7 @@ class RequestTimer:
         for series in self._series:
             series.leave()
             for tally in series.tallies():
-                tally.requests += 1
-                tally.errors += outcome == "error"
-                tally.aborted += outcome == "aborted"
-                tally.dropped += outcome == "dropped"
-                tally.timed_out += outcome == "timed_out"
+                tally.end(outcome)
                 if outcome == "ok":
                     tally.e2e.add(elapsed_s)
 
@@ -208,12 +212,11 @@ class Telemetry:
             for tally in series.tallies():
                 tally.rejected += 1
 
-    def failed(self, adapter_id: str, arm_id: str | None) -> None:
-        """A request that we failed to begin: its adapter could not be made ready."""
+    def failed(self, adapter_id: str, arm_id: str | None, outcome: Outcome = "error") -> None:
+        """A request that we failed to begin: its adapter could not be made ready, or not in time."""
         for series in self._pick(adapter_id, arm_id):
             for tally in series.tallies():
-                tally.requests += 1
-                tally.errors += 1
+                tally.end(outcome)
 
     def report(self, window_s: float | None = None) -> dict[str, Any]:
         """``{"adapters": {id: …}, "arms": {id: …}}`` over a window, or since start."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.answers.deadline import DeadlineDep
-from server.answers.exchange import Exchange
+from server.answers.exchange import respond
 from server.answers.generation import Answer, accept
 from server.answers.prompts import chat_work
 from server.answers.schemas import ChatRequest
@@ -26,10 +26,11 @@ async def create_chat_completion(
 
     async def accepting() -> tuple[Answer, Form]:
         with server.admission.ticket(caller.key_id) as ticket:
-            work = await chat_work(server, request, body, ticket)
+            async with deadline.enforced():
+                work = await chat_work(server, request, body, ticket)
             end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
             wire = ChatWire(server.token_text if body.logprobs else None)
             form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
-            return await accept(server, work), form
+            return await accept(server, work, deadline), form
 
-    return await Exchange.of(server, request, deadline, caller).respond(accepting)
+    return await respond(server, request, caller, accepting)

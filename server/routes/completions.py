@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.answers.deadline import DeadlineDep
-from server.answers.exchange import Exchange
+from server.answers.exchange import respond
 from server.answers.generation import Answer, accept
 from server.answers.prompts import completion_work
 from server.answers.schemas import CompletionRequest
@@ -30,10 +30,11 @@ async def create_completion(
 
     async def accepting() -> tuple[Answer, Form]:
         with server.admission.ticket(caller.key_id) as ticket:
-            work = await completion_work(server, request, body, ticket)
+            async with deadline.enforced():
+                work = await completion_work(server, request, body, ticket)
             end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
             wire = CompletionWire(None if body.logprobs is None else server.token_text)
             form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
-            return await accept(server, work), form
+            return await accept(server, work, deadline), form
 
-    return await Exchange.of(server, request, deadline, caller).respond(accepting)
+    return await respond(server, request, caller, accepting)

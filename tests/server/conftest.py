@@ -26,7 +26,8 @@ from server.audit import AuditLog
 from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
 from server.comparison.journal import AnswerJournal
-from server.connection import HttpProtocol
+from server.connection import HttpProtocol, limit_connections
+from server.main import bind
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
@@ -112,10 +113,12 @@ class Live:
 
     def __init__(self, app: FastAPI) -> None:
         config = uvicorn.Config(
-            app, http=HttpProtocol, port=0, log_level="error", timeout_graceful_shutdown=1
+            app, http=HttpProtocol, log_level="error", timeout_graceful_shutdown=1
         )
+        listener = bind("127.0.0.1", 0)
+        limit_connections(listener, app.state.server.settings.stall_s)
         self.uvicorn = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
+        self.thread = threading.Thread(target=self.uvicorn.run, args=([listener],), daemon=True)
 
     @property
     def port(self) -> int:
