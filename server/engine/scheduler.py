@@ -90,6 +90,7 @@ class Scheduler:
         self.num_suspensions = 0  # for another adapter's turn
         self.num_displacements = 0  # for a flow below its share
         self._num_added = 0
+        self._seats: Holdings | None = None  # who has how many, until that changes
         self._held_since: dict[str, float] = {}  # adapters of running sequences
 
     def add(self, seq: Sequence) -> None:
@@ -103,6 +104,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> list[Chunk]:
         """Choose the next step's chunks and reserve their KV blocks."""
+        self._seats = None
         due = self._take_turns(now)
         if due is None:
             self._resume(now)
@@ -112,7 +114,7 @@ class Scheduler:
         # Sequences one token behind are streams that somebody is reading: they go first.
         streams = [seq for seq in self.running if seq.num_pending == 1]
         for seq in sorted(streams, key=lambda s: s.number):
-            self._go_on(seq, self._num_left(chunks), chunks)
+            self._go_on(seq, self.budget.num_tokens - len(chunks), chunks)
         prompts = {seq for seq in self.running if seq.num_pending > 1}
         passed: set[Flow] = set()
         for seq in self.waiting.in_turn(prompts, passed, first=due):
@@ -193,13 +195,16 @@ class Scheduler:
             seq.first_scheduled_at = now
             seq.num_cached = seq.num_computed
         self.waiting.seat(seq)
+        self._seats = None
         self.running.append(seq)
         self._reserve(seq, num_tokens, chunks)
         return True
 
     def _who_gives_seat(self, newcomer: Sequence) -> Sequence | None:
-        seats = self.waiting.holdings(dict.fromkeys(self._seated(), 1), self._max_seats())
-        return self._who_gives(newcomer, 1, seats)
+        if self._seats is None:
+            one_each = dict.fromkeys(self._seated(), 1)
+            self._seats = self.waiting.holdings(one_each, self._max_seats())
+        return self._who_gives(newcomer, 1, self._seats)
 
     def _who_gives_blocks(self, newcomer: Sequence, num_tokens: int) -> Sequence | None:
         wanted = self.blocks.blocks_for(num_tokens)
@@ -333,6 +338,7 @@ class Scheduler:
         self._give_up_seat(seq)
         self.blocks.release(seq)
         self.waiting.put_back(seq)
+        self._seats = None
 
     def _give_up_seat(self, seq: Sequence) -> None:
         if seq in self.suspended:
