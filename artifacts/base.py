@@ -53,9 +53,7 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
     path = _locate(folder_or_hub_id)
     raw = _read_json(path / CONFIG_FILE)
     check_type(raw.get("model_type"), path)
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    config = _read_config(path)
     check_config(config, path)
     tokenizer = open_tokenizer(path)
     if len(tokenizer) > config.vocab_size:
@@ -116,8 +114,7 @@ def tensor_files(path: Path) -> list[Path]:
     """
     index = path / INDEX_FILE
     if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
-        files = [path / name for name in names]
+        files = [path / name for name in _shard_names(index)]
     else:
         files = sorted(path.glob("*.safetensors"))
     missing = [file for file in files if not file.is_file()]
@@ -132,6 +129,13 @@ def tensor_files(path: Path) -> list[Path]:
             param="model",
         )
     raise NotFound(f"{path} holds no *.safetensors weights; give the folder of a whole base")
+
+
+def _shard_names(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not (isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values())):
+        raise InvalidInput(f"{index} has no weight_map; copy the whole base again", param="model")
+    return sorted(set(weight_map.values()))
 
 
 class Checkpoint(Mapping[str, "torch.Tensor"]):
@@ -205,14 +209,34 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_config(path: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    # What transformers lets through when a value is of the wrong type or makes no sense.
+    bad = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError)
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except bad as error:
+        raise InvalidInput(
+            f"{path / CONFIG_FILE} is no usable configuration ({error}); copy the base again",
+            param="model",
+        ) from error
+
+
 def _eos_token_ids(path: Path, config: Any, tokenizer: Any) -> frozenset[int]:
     """What ends an answer: as transformers' generate decides it, and the tokenizer's own EOS."""
     generation = path / "generation_config.json"
     declared = _read_json(generation).get("eos_token_id") if generation.is_file() else None
     if declared is None:
         declared = config.eos_token_id
-    ids = declared if isinstance(declared, list) else [declared]
-    return frozenset(int(id_) for id_ in [*ids, tokenizer.eos_token_id] if id_ is not None)
+    ids = [*(declared if isinstance(declared, list) else [declared]), tokenizer.eos_token_id]
+    if not all(id_ is None or isinstance(id_, int) for id_ in ids):
+        raise InvalidInput(
+            f"{generation}: eos_token_id is {declared!r}; give a token id or a list of them",
+            param="model",
+        )
+    return frozenset(id_ for id_ in ids if id_ is not None)
 
 
 def _fingerprint(config: Any, path: Path) -> str:

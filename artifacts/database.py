@@ -43,7 +43,7 @@ class Database:
         try:
             self.url = make_url(url)
             self._engine = _make_engine(self.url)
-        except ArgumentError as error:
+        except (ArgumentError, ValueError) as error:
             raise _unusable(
                 f"{url.partition('@')[2] or url!r} is not a database URL; write "
                 "sqlite:////path/registry.db or postgresql+psycopg://user@host/name"

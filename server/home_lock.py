@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from artifacts.errors import Conflict
+from artifacts.errors import Conflict, InvalidInput
 
 LOCK_FILE = "server.lock"
 
@@ -20,11 +20,11 @@ class HomeLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> None:
-        """Raises Conflict with the holder's process id."""
-        file = self._path.open("a+")
+        """Raises Conflict with the holder's process id, InvalidInput where no lock can be made."""
         try:
+            file = self._path.open("a+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             holder = file.read().strip()
             file.close()
@@ -32,6 +32,12 @@ class HomeLock:
                 f"another server (process {holder or 'unknown'}) uses {self._path.parent}: stop "
                 "it, or give this one its own LORALOOP_HOME"
             ) from None
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot lock {self._path}: {error.strerror}; make {self._path.parent} writable "
+                "on a disk that knows locks, or choose another place with LORALOOP_HOME",
+                param="LORALOOP_HOME",
+            ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -180,8 +180,11 @@ def _default_threads(base: Base) -> int:
 def resolve_dtype(config: PretrainedConfig, dtype: str) -> torch.dtype:
     """The compute type for ``auto|float32|bfloat16|float16``."""
     if dtype == "auto":
-        found = config.dtype
-        return found if isinstance(found, torch.dtype) else torch.float32
+        found = config.dtype if config.dtype is not None else torch.float32
+        if found not in DTYPES.values():
+            known = ", ".join(DTYPES)
+            raise UnsupportedModel(f"the base's dtype is {found}; choose one with --dtype: {known}")
+        return found
     if dtype not in DTYPES:
         raise UnsupportedModel(f"dtype {dtype!r} is unknown; use auto, {', '.join(DTYPES)}")
     if dtype == "float16" and not torch.cuda.is_available():

@@ -15,6 +15,9 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from tests.conftest import TinyBase
+from tests.live.zygote import Zygote
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120.0  # a test machine may be busy; the figure for a quiet one is in LOG.md
 
@@ -75,6 +78,13 @@ def start_live(
 @pytest.fixture(scope="session")
 def live(start_live: Callable[..., LiveServer]) -> LiveServer:
     return start_live()
+
+
+@pytest.fixture(scope="session")
+def zygote(tiny_base: TinyBase) -> Iterator[Zygote]:
+    zygote = Zygote(tiny_base("llama"))
+    yield zygote
+    zygote.close()
 
 
 def _ready_url(process: subprocess.Popen[bytes], log: Path) -> str:

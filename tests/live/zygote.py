@@ -1,0 +1,178 @@
+"""Starts real servers in a fifth of a second: a process that has imported everything, and forks.
+
+What is forked runs ``loraloop serve`` with its own arguments, environment and log, like any server;
+only the four seconds of imports are shared. ``python -m tests.live.zygote`` reads JSON commands,
+one a line: {"start": …} answers with a pid, {"wait": pid} with its exit code once it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+READY_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Forked:
+    """One server: its process, its home and what it has said so far."""
+
+    zygote: Zygote
+    pid: int
+    home: Path
+    log: Path
+    _exit_code: int | None = field(default=None, init=False)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_ready(self) -> str:
+        """Its URL, once it takes requests."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            said = self.said
+            for line in said.splitlines(keepends=True):
+                if line.startswith("ready: ") and line.endswith("\n"):
+                    return line.split()[1].removesuffix("/v1")
+            assert Path(f"/proc/{self.pid}").exists(), f"the server stopped:\n{said}"
+            time.sleep(0.005)
+        raise AssertionError(f"not ready after {READY_TIMEOUT_S} s:\n{self.said}")
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit code, negative for a signal. Blocks until it has ended."""
+        if self._exit_code is None:
+            self._exit_code = int(self.zygote.ask({"wait": self.pid}))
+        return self._exit_code
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        if self._exit_code is None:
+            self.signal(signal.SIGKILL)
+            self.wait()
+
+
+class Zygote:
+    """The process that forks servers. Close it: that ends whatever it has started."""
+
+    def __init__(self, base: Path) -> None:
+        """``base`` is opened once, so that what opening needs is imported as well."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.live.zygote", str(base)],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._num_started = 0
+
+    def start(
+        self, home: Path, *options: str, trainer: Path | None = None, **variables: str
+    ) -> Forked:
+        """``loraloop serve options`` on any free port, or the one that ``options`` name.
+
+        ``trainer`` is a script that replaces ``python -m training``.
+        """
+        self._num_started += 1
+        log = home.parent / f"{home.name}-{self._num_started}.log"
+        log.touch()
+        command = {
+            "options": ["--port", "0", *options],
+            "variables": {"LORALOOP_HOME": str(home), **variables},
+            "log": str(log),
+            "trainer": trainer and str(trainer),
+        }
+        return Forked(self, int(self.ask({"start": command})), home, log)
+
+    def ask(self, command: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+def main() -> None:
+    _import_all(Path(sys.argv[1]))
+    children: set[int] = set()
+    for line in sys.stdin:
+        command = json.loads(line)
+        if "start" in command:
+            pid = os.fork()
+            if pid == 0:
+                _become_server(**command["start"])
+            children.add(pid)
+            answer = pid
+        else:
+            children.discard(command["wait"])
+            _, status = os.waitpid(command["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        print(answer, flush=True)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _import_all(base: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("LORALOOP_")]:
+        del os.environ[name]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would not survive a fork
+
+    import sse_starlette  # noqa: F401
+    import uvicorn  # noqa: F401
+
+    import loraloop  # noqa: F401
+    import server.app
+    import server.assembly
+    import server.draining  # noqa: F401
+    from artifacts.base import open_base
+
+    open_base(base)
+
+
+def _become_server(
+    options: list[str], variables: dict[str, str], log: str, trainer: str | None
+) -> None:
+    """Never returns."""
+    import loraloop
+    import server.control
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, nothing), (1, output), (2, output)):
+        os.dup2(source, target)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.environ.update(variables)
+    if trainer is not None:
+        server.control.TRAINING = (sys.executable, trainer, "train")
+    sys.argv = ["loraloop", "serve", *options]
+    code: Any = 1
+    try:
+        loraloop.main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+if __name__ == "__main__":
+    main()
