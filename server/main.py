@@ -53,6 +53,7 @@ def run(options: dict[str, Any], adapters: list[str]) -> None:
     """Serve until stopped. Raises CannotStart."""
     from artifacts.errors import LoraloopError
     from artifacts.home import Home
+    from artifacts.storage import storage_errors
     from server.engine.errors import EngineError
     from server.home_lock import HomeLock
     from server.settings import read_settings
@@ -63,7 +64,7 @@ def run(options: dict[str, Any], adapters: list[str]) -> None:
         folders = [parse_folder(text) for text in adapters]
         listener = bind(settings.host, settings.port)
         home = Home.open(settings.home)
-        with HomeLock(home.root):
+        with storage_errors(home.root), HomeLock(home.root):
             _serve(_load(settings, home, folders), listener)
     except (LoraloopError, EngineError) as error:
         raise CannotStart(" ".join(str(error).split())) from error
