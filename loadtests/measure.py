@@ -96,7 +96,7 @@ class Target:
         answers: list[Answer] = []
         seconds = 0.0
         for _ in range(repeats):
-            bodies = [self._body(load) for _ in range(load.num_streams)]
+            bodies = [self.body(load) for _ in range(load.num_streams)]
             recordings = self._all_at_once(bodies)
             seconds += max(r.ended for r in recordings) - min(r.started for r in recordings)
             answers.extend(parse(recording) for recording in recordings)
@@ -133,7 +133,8 @@ class Target:
             if body["messages"][0]["content"].strip() in answer.text:
                 raise BadAnswer(200, f"{self.name} sends the prompt back before its answer")
 
-    def _body(self, load: Load) -> JSON:
+    def body(self, load: Load) -> JSON:
+        """A streamed request of ``load`` with a prompt of its own."""
         text = self.prompts.make(load.num_prompt, self._random)
         return self._request(text, load.num_new) | {"stream": True} | self.extras
 
