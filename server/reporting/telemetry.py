@@ -63,6 +63,11 @@ class Tally:
         self.dropped += outcome == "dropped"
         self.timed_out += outcome == "timed_out"
 
+    def pack(self) -> None:
+        """Nothing more happens in this span of time."""
+        for name in SKETCHES:
+            getattr(self, name).pack()
+
     def report(self) -> dict[str, Any]:
         """The body that ``/admin/stats`` shows for one adapter or arm."""
         rate = self.generated_tokens / self.busy_s if self.busy_s > 0 else None
@@ -110,6 +115,7 @@ class Series:
         if not self._slots or self._slots[-1][0] != slot:
             if self._slots:
                 self._book(self._slots[-1][1])
+                self._slots[-1][1].pack()
             self._slots.append((slot, Tally()))
         return self.since_start, self._slots[-1][1]
 
@@ -133,8 +139,9 @@ class Series:
         self.num_running -= 1
 
     def settle(self) -> None:
-        """Book the busy time up to now."""
-        self._book(self.tallies()[1])
+        """Book the busy time up to now. Who only looks makes no slot for an idle series."""
+        if self.num_running:
+            self._book(self.tallies()[1])
 
     def _book(self, current: Tally) -> None:
         # Also at every change of slot, so that a long answer counts in the slots it ran in.

@@ -59,6 +59,23 @@ def test_merging_equals_adding_everything_to_one() -> None:
     ]
 
 
+def test_packing_changes_nothing_whenever_it_is_done() -> None:
+    rng = random.Random(2)
+    packed, whole, into = DurationSketch(), DurationSketch(), DurationSketch()
+    for index in range(900):
+        value = rng.expovariate(3)
+        packed.add(value)
+        whole.add(value)
+        if index in (0, 100, 700):
+            packed.pack()
+    into.merge(packed)
+    for sketch in (packed, into):
+        assert sketch.count == whole.count
+        for q in (0.0, 0.1, 0.5, 0.9, 0.99, 1.0):
+            assert sketch.percentile(q) == whole.percentile(q)
+        assert sketch.cumulative([0.1, 1.0, math.inf]) == whole.cumulative([0.1, 1.0, math.inf])
+
+
 def test_cumulative_counts_are_monotone_and_end_at_the_count() -> None:
     sketch = DurationSketch()
     for value in (0.002, 0.011, 0.05, 0.5, 100.0):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import tracemalloc
+
 import pytest
 
 from server.engine.request import Timing
-from server.reporting.telemetry import OTHER, Telemetry
+from server.reporting.telemetry import NUM_SLOTS, OTHER, SLOT_S, Telemetry
 
 
 class Clock:
@@ -86,6 +89,45 @@ def test_a_window_forgets_what_lies_before_it_and_the_total_does_not() -> None:
     assert telemetry.report(60)["adapters"]["a@1"]["ttft_ms"]["p99"] == pytest.approx(100, rel=0.01)
     assert telemetry.report(300)["adapters"]["a@1"]["requests"] == 2
     assert telemetry.report()["adapters"]["a@1"]["requests"] == 2
+
+
+def test_a_quarter_of_an_hour_takes_little_memory() -> None:
+    clock = Clock()
+    source, num_adapters = random.Random(0), 20
+    tracemalloc.start()
+    try:
+        telemetry = Telemetry(clock)
+        empty = tracemalloc.get_traced_memory()[0]
+        for _ in range(NUM_SLOTS):
+            for adapter in range(num_adapters):
+                timer = telemetry.begin(f"a@{adapter}", None, clock.now)
+                for _ in range(40):
+                    clock.now += source.lognormvariate(-5, 1)
+                    timer.tokens(1)
+                timer.finish("ok")
+            clock.now = SLOT_S * (clock.now // SLOT_S + 1)
+        used = tracemalloc.get_traced_memory()[0] - empty
+    finally:
+        tracemalloc.stop()
+    assert used / (NUM_SLOTS * num_adapters) < 2000  # bytes per adapter and slot
+
+
+def test_looking_at_idle_adapters_takes_no_memory() -> None:
+    clock = Clock()
+    telemetry = Telemetry(clock)
+    for adapter in range(50):
+        answer(telemetry, clock, f"a@{adapter}", 0.1, "e/a")
+    tracemalloc.start()
+    try:
+        telemetry.report()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(NUM_SLOTS):
+            clock.now += SLOT_S
+            telemetry.report()
+            telemetry.report(60)
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_long_answer_is_busy_in_every_slot_it_ran_in() -> None:
