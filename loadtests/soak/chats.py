@@ -10,7 +10,7 @@ import asyncio
 import random
 from typing import Any
 
-from loadtests.soak.client import CHAT, COMPLETION, Ask, Call, Client
+from loadtests.soak.client import CHAT, COMPLETION, NOT_NOW, Ask, Call, Client
 from loadtests.soak.world import TRIAL, World
 
 JSON = dict[str, Any]
@@ -175,8 +175,10 @@ def wrong_calls(base_id: str) -> list[Call]:
         ("/admin/adapters/unload", {"id": base_id}, 400),
         ("/v1/fine_tuning/jobs", {"model": base_id, "training_file": "file-nothing"}, 400),
     )
+    # A server that is full says so before it looks closely.
+    full = {CHAT: NOT_NOW, COMPLETION: NOT_NOW}
     return [
-        Call("wrong", "POST", path, body, frozenset({status}), is_wrong=True)
+        Call("wrong", "POST", path, body, full.get(path, frozenset()) | {status}, is_wrong=True)
         for path, body, status in bodies
     ]
 

@@ -28,7 +28,8 @@ DONE = (
 )
 WANTED = (
     *((kind, Outcome.ANSWERED) for kind in DONE),
-    *(("burst", Outcome.REFUSED), ("wrong", Outcome.REFUSED), ("leave", Outcome.LEFT)),
+    *((kind, Outcome.REFUSED) for kind in ("burst", "wrong", "removed")),
+    ("leave", Outcome.LEFT),
 )
 
 

@@ -110,16 +110,26 @@ class Client:
         self.world = world
         self.book = world.book
         self._timeout_s = timeout_s
+        self._url = url
+        self._https = self._dial()
+
+    def _dial(self) -> dict[str, httpx.AsyncClient]:
         limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S)
         kinds = {"plain": None, "slow": SMALL_BUFFER, "abrupt": ABRUPT}
-        self._https = {
+        return {
             kind: httpx.AsyncClient(
-                base_url=url,
+                base_url=self._url,
                 timeout=None,  # one deadline for the whole request, here
                 transport=httpx.AsyncHTTPTransport(limits=limits, socket_options=options),
             )
             for kind, options in kinds.items()
         }
+
+    async def hang_up(self) -> None:
+        """Close all connections, which are idle; the next request opens new ones."""
+        for http in self._https.values():
+            await http.aclose()
+        self._https = self._dial()
 
     async def __aenter__(self) -> Client:
         return self

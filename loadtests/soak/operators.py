@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.soak.chats import GREEDY, QUESTIONS
-from loadtests.soak.client import Ask, Call, Client
+from loadtests.soak.client import CHAT, NOT_NOW, Ask, Call, Client
 from loadtests.soak.folders import write_folder
 from loadtests.soak.meaning import GONE, Meaning
 from loadtests.soak.world import TRIAL, Version, World
@@ -38,6 +38,7 @@ TRAINING = {"rank": 4, "max_steps": 6, "batch_size": 4, "max_length": 128}
 JOB_ENDS = ("succeeded", "failed", "cancelled")
 JOB_TIMEOUT_S = 300.0
 POLL_S = 0.5
+NOTICED_S = 2.0  # a server sees another process's change of the registry within half a second
 
 WEIGHTS = ((50, 50, 0), (80, 10, 10), (20, 0, 80))  # of the experiment's three versions
 UNLOADED, ALIAS_PUT = "adapter.unload", "alias.put"  # the audit log's words
@@ -171,6 +172,10 @@ class Operators:
         else:
             self.world.book.done(number, None)
         del self.world.versions[version.id]
+        await asyncio.sleep(NOTICED_S)
+        body = {"model": version.id, "messages": [{"role": "user", "content": QUESTIONS[0]}]}
+        gone = Call("removed", "POST", CHAT, body, NOT_NOW | {404}, is_wrong=True)
+        await self.client.call(gone)
 
     def _names(self) -> list[str]:
         return [f"soak-{index:02d}" for index in range(NUM_ADAPTERS)]

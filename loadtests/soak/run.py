@@ -22,7 +22,7 @@ from loadtests.soak.chats import (
     take_part,
 )
 from loadtests.soak.checks import Check
-from loadtests.soak.client import KEEPALIVE_S, Ask, Call, Client
+from loadtests.soak.client import Ask, Call, Client
 from loadtests.soak.meaning import GONE
 from loadtests.soak.operators import Operators
 from loadtests.soak.server import GRACE_S, Sample, Soaked
@@ -142,8 +142,8 @@ class Soak:
             if not self.world.book.num_open:
                 break
             await asyncio.sleep(REST_POLL_S)
-        # What we left, the server may just be noticing; and our idle connections close.
-        await asyncio.sleep(KEEPALIVE_S + 1)
+        await self.client.hang_up()
+        await asyncio.sleep(1.0)  # what we left and closed, the server may just be noticing
         return self.server.sample(self.world.age_s, self.world.book.num_open)
 
     async def _ask_again(self) -> None:

@@ -217,6 +217,8 @@ def test_choices_of_a_greedy_request_are_the_same_and_delivery_changes_no_text()
     assert sayings.differing("a@1", CHAT, BODY | {"n": 2}, ["x", "x"]) is None
     assert sayings.differing("a@1", CHAT, BODY | {"stream": False, "user": "u"}, ["x"]) is None
     assert sayings.differing("a@1", CHAT, BODY | {"n": 2}, ["x", "y"]) is not None
+    other = BODY | {"n": 2, "max_tokens": 9}
+    assert sayings.differing("a@1", CHAT, other, ["x", "y"]) is not None, "never asked before"
 
 
 def test_a_user_of_an_experiment_keeps_the_arm() -> None:
@@ -235,6 +237,12 @@ def test_a_request_ends_once() -> None:
     assert holds(*checks.nothing_lost(book))
     with pytest.raises(KeyError):
         book.leave(number)
+
+
+def test_a_lost_request_fails_the_run() -> None:
+    book = Book()
+    book.lose(book.begin("chat", VERSION), "why", {}, {}, 1.0)
+    assert not holds(*checks.nothing_lost(book))
 
 
 def holds(*found: Check) -> bool:
