@@ -24,6 +24,14 @@ class Broken(Exception):
     """What came is no complete answer to what was asked."""
 
 
+class ErrorEvent(Broken):
+    """The stream carried an error. ``code`` is its code."""
+
+    def __init__(self, error: JSON) -> None:
+        super().__init__(f"error event: {json.dumps(error, ensure_ascii=False)}")
+        self.code = error.get("code")
+
+
 @dataclass
 class Choice:
     """One choice: its text, and how it ended."""
@@ -77,7 +85,7 @@ def read_stream(pieces: Iterable[bytes], body: JSON) -> Answer:
             continue
         event = json.loads(data)
         if "error" in event:
-            raise Broken(f"error event: {json.dumps(event['error'], ensure_ascii=False)}")
+            raise ErrorEvent(event["error"])
         answer.start(event)
         for choice in event["choices"]:
             text = choice["delta"].get("content") if "delta" in choice else choice["text"]

@@ -16,6 +16,7 @@ from loadtests.soak.world import TRIAL, World
 JSON = dict[str, Any]
 PAUSE_S = (0.0, 0.4)  # between two requests of one client
 BURST_SIZE = 100  # more than run and wait together, see `loadtests.soak.server`
+STALL_S = 3.0  # after which the server drops a client that does not read
 NUM_USERS = 200  # of the experiment
 QUESTIONS = (
     "Where is my order 1001?",
@@ -118,6 +119,25 @@ async def read_slowly(client: Client) -> None:
     while await world.may_go_on():
         body = draw_body(world, draw_model(world)) | {"stream": True, "max_tokens": 100}
         await client.ask(Ask("slow", body, pause_s=world.random.choice((0.01, 0.02, 0.04))))
+
+
+async def stall(client: Client) -> None:
+    """Reads the beginning of a long stream and then nothing: the server may drop it."""
+    world = client.world
+    while await world.may_go_on():
+        body = draw_body(world, world.base_id) | {"stream": True, "n": 3, "max_tokens": 300}
+        await client.ask(Ask("stall", body | {"ignore_eos": True}, stall_s=2 * STALL_S))
+        await world.is_over_within(STALL_S)
+
+
+async def hurry(client: Client) -> None:
+    """Allows the server a fraction of a second: an answer in time, or 408."""
+    world = client.world
+    while await world.may_go_on():
+        body = draw_body(world, draw_model(world)) | {"max_tokens": 200, "ignore_eos": True}
+        deadline_s = world.random.choice((0.01, 0.1, 0.5, 5.0))
+        await client.ask(Ask("hurry", body, deadline_s=deadline_s))
+        await asyncio.sleep(world.random.uniform(*PAUSE_S))
 
 
 async def burst(client: Client, every_s: float) -> None:

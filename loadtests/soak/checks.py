@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loadtests.soak.book import Book, Outcome
+from loadtests.soak.client import GIVEN_UP
 from loadtests.soak.server import MAX_HOST_ADAPTERS, Sample
 
 JSON = dict[str, Any]
@@ -21,14 +22,14 @@ OURS = "loopback"  # what the audit log calls a caller without a key
 RUNNING_ADAPTERS = re.compile(r'^vllm:lora_requests_info\{.*running_lora_adapters="([^"]*)"', re.M)
 
 
-COUNTS = ("requests", "errors", "aborted", "rejected")
+COUNTS = ("requests", "errors", "aborted", "dropped", "timed_out", "rejected")
 DONE = (
     *("chat", "completion", "experiment", "slow", "burst", "again", "last", "feedback", "look"),
     *("import", "remove", "flip", "load", "unload", "weigh", "train"),
 )
 WANTED = (
     *((kind, Outcome.ANSWERED) for kind in DONE),
-    *((kind, Outcome.REFUSED) for kind in ("burst", "wrong", "removed")),
+    *((kind, Outcome.REFUSED) for kind in ("burst", "wrong", "removed", "stall", "hurry")),
     ("leave", Outcome.LEFT),
 )
 
@@ -158,12 +159,13 @@ def counters_agree(book: Book, stats: JSON) -> list[Check]:
     unsure = sum(book.unsure.values())
     rows = stats["adapters"]
     total = {key: sum(row[key] for row in rows.values()) for key in COUNTS}
-    whole = total["requests"] - total["aborted"] - total["errors"]
+    given_up = total["dropped"] + total["timed_out"]
     answered = sum(book.answered.values())
     checks = [
-        _between("requests answered", whole, answered, answered + unsure),
+        _between("requests answered", _whole(total), answered, answered + unsure),
         _between("requests aborted", total["aborted"], 0, unsure),
         _between("requests rejected", total["rejected"], book.overloads, book.overloads + unsure),
+        _between("requests given up", given_up, 0, book.statuses[GIVEN_UP] + unsure),
         _between("requests in error", total["errors"], 0, 0),
     ]
     for title, ours, theirs in (
@@ -176,6 +178,12 @@ def counters_agree(book: Book, stats: JSON) -> list[Check]:
     return checks
 
 
+def _whole(row: Mapping[str, int]) -> int:
+    """Requests that were answered to their end."""
+    unfinished = ("aborted", "errors", "dropped", "timed_out")
+    return row["requests"] - sum(row[key] for key in unfinished)
+
+
 def _between(name: str, found: int, least: int, most: int) -> Check:
     span = str(least) if least == most else f"{least} to {most}"
     return Check(f"{name} agree", least <= found <= most, f"server {found}, here {span}")
@@ -185,8 +193,7 @@ def _disagreeing(ours: Mapping[str, int], rows: Mapping[str, JSON], unsure: int)
     """Keys with counts of (ours, server's) that cannot both be right."""
     wrong = {}
     for key in ours.keys() | rows.keys():
-        row = rows.get(key, dict.fromkeys(COUNTS, 0))
-        whole = row["requests"] - row["aborted"] - row["errors"]
+        whole = _whole(rows.get(key, dict.fromkeys(COUNTS, 0)))
         if not ours.get(key, 0) <= whole <= ours.get(key, 0) + unsure:
             wrong[key] = (ours.get(key, 0), whole)
     return wrong

@@ -17,13 +17,14 @@ from typing import Any
 
 import httpx
 
-from loadtests.soak.answers import Answer, Broken, read_body, read_stream
+from loadtests.soak.answers import Answer, Broken, ErrorEvent, read_body, read_stream
 from loadtests.soak.world import BASE, World
 
 JSON = dict[str, Any]
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 TIMEOUT_S = 90.0  # a request that takes longer hangs
 NOT_NOW = frozenset({429, 503})  # with Retry-After
+GIVEN_UP = 408  # the deadline passed, or the client did not read
 # The server closes idle connections after 5 s; one that it closes while we send is nobody's fault.
 KEEPALIVE_S = 2.0
 SLOW_BUFFER = 4096  # bytes that the system takes in for a slow reader
@@ -38,7 +39,8 @@ class Ask:
     """One completion and the manner of asking for it.
 
     ``legal``: refusals that are right for it. ``leave_after_s`` and ``leave_after_events``: when
-    we go, whichever comes first. ``pause_s``: a slow reader's time for each piece.
+    we go, whichever comes first. ``pause_s``: a slow reader's time for each piece. ``stall_s``: we
+    read one piece and then nothing for so long. ``deadline_s``: what we allow the server.
     """
 
     kind: str
@@ -49,14 +51,33 @@ class Ask:
     leave_after_events: int | None = None
     is_abrupt: bool = False  # leave by a reset
     pause_s: float = 0.0
+    stall_s: float = 0.0
+    deadline_s: float | None = None
 
     @property
     def model(self) -> str:
         return str(self.body["model"])
 
     @property
-    def may_leave(self) -> bool:
-        return self.leave_after_s is not None or self.leave_after_events is not None
+    def headers(self) -> dict[str, str]:
+        return {} if self.deadline_s is None else {"x-request-timeout": f"{self.deadline_s:g}"}
+
+    @property
+    def given_up(self) -> str | None:
+        """The code of the error event with which the server may rightly end the stream."""
+        if self.stall_s:
+            return "slow_reader"
+        return None if self.deadline_s is None else "request_timeout"
+
+    def report(self) -> JSON:
+        """What is needed to send it again."""
+        return {
+            "path": self.path,
+            "body": self.body,
+            "headers": self.headers,
+            "leaves_after": [self.leave_after_s, self.leave_after_events],
+            "reads": {"pause_s": self.pause_s, "stall_s": self.stall_s},
+        }
 
 
 @dataclass(frozen=True)
@@ -153,22 +174,31 @@ class Client:
             return self._judge(number, ask, seen)
         except Left:
             self.book.leave(number)
+        except ErrorEvent as error:
+            if ask.given_up is None or error.code != ask.given_up:
+                self._lose(number, ask, seen, str(error))
+            else:
+                self.book.refuse(number, GIVEN_UP)
         except Broken as error:
             self._lose(number, ask, seen, str(error))
         except TimeoutError:
             self._lose(number, ask, seen, f"no end within {self._timeout_s:g} s")
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            self._lose(number, ask, seen, f"{type(error).__name__}: {error}")
+            if ask.stall_s and isinstance(error, httpx.TransportError):
+                self.book.refuse(number, GIVEN_UP)  # dropped: there was no room for the event
+            else:
+                self._lose(number, ask, seen, f"{type(error).__name__}: {error}")
         return None
 
     async def _receive(self, ask: Ask, seen: Seen) -> None:
         """Everything up to the end, or up to our leaving. Raises Left, TimeoutError, HTTPError."""
-        kind = "abrupt" if ask.is_abrupt else "slow" if ask.pause_s else "plain"
+        kind = "abrupt" if ask.is_abrupt else "slow" if ask.pause_s + ask.stall_s else "plain"
+        http = self._https[kind]
         patience_s = self._timeout_s if ask.leave_after_s is None else ask.leave_after_s
         try:
             async with (
                 asyncio.timeout(patience_s),
-                self._https[kind].stream("POST", ask.path, json=ask.body) as response,
+                http.stream("POST", ask.path, json=ask.body, headers=ask.headers) as response,
             ):
                 seen.status, seen.headers = response.status_code, response.headers
                 await self._read(ask, seen, response)
@@ -186,8 +216,7 @@ class Client:
                 seen.first_token_s = time.monotonic()
             if ask.leave_after_events is not None and num_events >= ask.leave_after_events:
                 raise Left
-            if ask.pause_s:
-                await asyncio.sleep(ask.pause_s)
+            await asyncio.sleep(ask.pause_s + (ask.stall_s if len(seen.pieces) == 1 else 0))
 
     def _judge(self, number: int, ask: Ask, seen: Seen) -> Answer | None:
         """Book what came whole. Raises Broken."""
@@ -206,7 +235,8 @@ class Client:
         experiment, arm = (seen.headers.get(f"x-loraloop-{key}") for key in ("experiment", "arm"))
         self._check_version(ask, seen, answer, version, now)
         self.book.answer(number, version, arm and f"{experiment}/{arm}")
-        if ask.path == CHAT and seen.first_token_s is not None and not ask.pause_s:
+        is_prompt = not ask.pause_s + ask.stall_s
+        if ask.path == CHAT and seen.first_token_s is not None and is_prompt:
             self.book.first_token(seen.first_token_s - seen.sent_s)
         return answer
 
@@ -241,11 +271,11 @@ class Client:
     def _check_refusal(self, ask: Ask, seen: Seen) -> None:
         is_gone = self.world.may_be_gone(ask.model, seen.sent_s)
         legal = ask.legal | ({404} if is_gone else frozenset())
+        legal |= {GIVEN_UP} if ask.deadline_s is not None else frozenset()
         check_refusal(seen, legal)
 
     def _lose(self, number: int, ask: Ask, seen: Seen, why: str) -> None:
-        request = {"path": ask.path, "body": ask.body, "leaves": ask.may_leave}
-        self.book.lose(number, why, request, seen.report(), self.world.age_s)
+        self.book.lose(number, why, ask.report(), seen.report(), self.world.age_s)
 
     # --- everything else ------------------------------------------------------------------------
 

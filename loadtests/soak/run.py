@@ -16,9 +16,11 @@ from loadtests.soak.chats import (
     ask_wrongly,
     burst,
     chat,
+    hurry,
     leave,
     look_around,
     read_slowly,
+    stall,
     take_part,
 )
 from loadtests.soak.checks import Check
@@ -95,6 +97,8 @@ class Soak:
             *(take_part(client) for _ in range(NUM_USERS)),
             *(leave(client) for _ in range(NUM_LEAVERS)),
             *(read_slowly(client) for _ in range(NUM_SLOW)),
+            stall(client),
+            hurry(client),
             burst(client, plan.burst_every_s),
             ask_wrongly(client),
             look_around(client),

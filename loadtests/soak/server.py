@@ -20,6 +20,7 @@ import psutil
 
 from loadtests.client import get_json, parse_url
 from loadtests.servers import ROOT, Running, Spec, running
+from loadtests.soak.chats import STALL_S
 
 JSON = dict[str, Any]
 EMBEDDED = ROOT / "artifacts" / "embedded"
@@ -31,6 +32,8 @@ LIMITS = {
     "LORALOOP_MAX_RESIDENT_ADAPTERS": "6",
     "LORALOOP_MAX_HOST_ADAPTERS": str(MAX_HOST_ADAPTERS),
     "LORALOOP_KV_CACHE_TOKENS": "2048",
+    "LORALOOP_MAX_UNREAD_TOKENS": "256",
+    "LORALOOP_STALL_S": f"{STALL_S:g}",
     "LORALOOP_GRACE_S": f"{GRACE_S:g}",
 }
 EXACT_KERNELS = "amx"  # the same bits in every batch; torch's do so in float32, nearly

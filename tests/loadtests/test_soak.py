@@ -202,6 +202,23 @@ async def test_leaving_is_no_loss_and_is_counted() -> None:
     assert book.unsure == {VERSION: 2}
 
 
+@pytest.mark.parametrize("status", [200, 408])
+async def test_a_deadline_that_passed_is_legal_for_who_set_one_only(status: int) -> None:
+    late = streamed(chunk("a"), event({"error": {"code": "request_timeout"}, "choices": []}))
+    answer = late if status == 200 else refused(408)
+    book = await ask(new_world(), lambda body: answer, replace(ASK, deadline_s=0.5), ASK)
+    assert book.outcomes == {Outcome.REFUSED: 1, Outcome.LOST: 1}
+    assert book.statuses == {408: 1}
+
+
+async def test_a_client_that_does_not_read_may_be_dropped_and_a_slow_one_may_not() -> None:
+    dropped = streamed(chunk("a"), event({"error": {"code": "slow_reader"}, "choices": []}))
+    answers = iter([dropped, dropped, *2 * [streamed(chunk("a"), is_cut=True)]])
+    stalling, slow = replace(ASK, stall_s=0.01), replace(ASK, pause_s=0.01)
+    book = await ask(new_world(), lambda body: next(answers), stalling, slow, stalling, slow)
+    assert book.outcomes == {Outcome.REFUSED: 2, Outcome.LOST: 2}
+
+
 def test_seeded_answers_repeat_only_where_kernels_are_exact() -> None:
     seeded = BODY | {"temperature": 1.0, "seed": 3}
     for is_exact in (True, False):
@@ -327,6 +344,8 @@ def test_the_audit_log_must_have_exactly_what_was_done() -> None:
         ({"requests": 1}, False),
         ({"aborted": 2}, False),
         ({"requests": 4, "errors": 1}, False),
+        ({"requests": 4, "timed_out": 1}, True),
+        ({"requests": 5, "dropped": 2}, False),
         ({"rejected": 0}, False),
         ({"rejected": 3}, False),
     ],
@@ -338,14 +357,14 @@ def test_the_servers_counts_must_be_possible(change: dict[str, int], is_right: b
         book.answer(book.begin("chat", VERSION), VERSION, None)
     book.refuse(book.begin("chat", VERSION), 429)
     book.leave(book.begin("chat", VERSION))
-    row = {"requests": 3, "errors": 0, "aborted": 0, "rejected": 1} | change
+    row = dict.fromkeys(checks.COUNTS, 0) | {"requests": 3, "rejected": 1} | change
     assert holds(*checks.counters_agree(book, {"adapters": {VERSION: row}, "arms": {}})) == is_right
 
 
 def test_answers_under_another_version_do_not_agree() -> None:
     book = Book()
     book.answer(book.begin("chat", VERSION), VERSION, "tea/tea@1")
-    row = {"requests": 1, "errors": 0, "aborted": 0, "rejected": 0}
+    row = dict.fromkeys(checks.COUNTS, 0) | {"requests": 1}
     right: JSON = {"adapters": {VERSION: row}, "arms": {"tea/tea@1": row}}
     assert holds(*checks.counters_agree(book, right))
     assert not holds(*checks.counters_agree(book, right | {"adapters": {"tea@2": row}}))
