@@ -27,7 +27,7 @@ from artifacts.safe_write import publish_folder
 from artifacts.storage import storage_errors
 from artifacts.version_folder import VersionFolders
 
-__all__ = ["AdapterVersion", "Registry", "set_uses"]
+__all__ = ["AdapterRow", "AdapterVersion", "Registry", "VersionRow", "set_uses"]
 
 Paths = list[Path]  # inside Registry, ``list`` is its method
 

@@ -1,8 +1,9 @@
 """A/B experiments: which arm answers a subject. Policy and its record; knows no torch and no HTTP.
 
 An arm's ``model`` is always explicit (``name@3`` or the base id): whoever stores an experiment
-has resolved aliases first, so moving an alias never changes a running experiment. The same subject
-meets the same arm until a re-weighting must move it (``server.comparison.split``).
+has resolved aliases first, so moving an alias never changes a running experiment, and its versions
+cannot be removed while it runs. The same subject meets the same arm until a re-weighting must move
+it (``server.comparison.split``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
+from artifacts.names import VERSION
+from artifacts.registry import set_uses
 from server.comparison.split import SPACE, Segment, lay_out, locate, point_of, quotas
 from server.tables import ExperimentRow
 
@@ -93,11 +96,15 @@ class Experiments:
         return None if experiment is None else experiment.assign(subject, self._rng)
 
     def put(self, name: str, arms: Sequence[Arm]) -> Experiment:
-        """Start an experiment or re-weight the running one of this name."""
+        """Start an experiment or re-weight the running one of this name.
+
+        Raises InvalidInput, NotFound if an arm's version has been removed, StorageError.
+        """
         with self._writing:
             running = self._running.get(name)
             experiment = Experiment.new(name, arms) if running is None else running.reweighted(arms)
             with self._database.session() as session:
+                set_uses(session, _user(name), _versions(arms))
                 session.merge(_to_row(experiment))
             self._running[name] = experiment
         return experiment
@@ -119,6 +126,7 @@ class Experiments:
                 row = session.get(ExperimentRow, name)
                 if row is not None:
                     session.delete(row)
+                set_uses(session, _user(name), [])
             del self._running[name]
         return experiment
 
@@ -141,6 +149,17 @@ def _check_arms(arms: Sequence[Arm]) -> None:
                 f"at most {MAX_WEIGHT:g}.",
                 param="arms",
             )
+
+
+def _user(name: str) -> str:
+    """What a version's removal names when it is refused."""
+    return f"experiment {name}"
+
+
+def _versions(arms: Sequence[Arm]) -> list[tuple[str, int]]:
+    """What the arms rely on; the base cannot be removed."""
+    parts = [arm.model.partition("@") for arm in arms]
+    return [(name, int(number)) for name, _, number in parts if VERSION.fullmatch(number)]
 
 
 def _quotas(arms: Sequence[Arm]) -> dict[str, int]:

@@ -10,10 +10,20 @@ import pytest
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, NotFound
+from artifacts.registry import AdapterRow, VersionRow
 from server.comparison.experiments import Arm, Experiments
 
 ARMS = [Arm("shop@1", 70), Arm("shop@2", 30)]
 SUBJECTS = [f"user-{number}" for number in range(2_000)]
+
+
+@pytest.fixture(autouse=True)
+def versions(database: Database) -> None:
+    """shop@1 and shop@2 are registered."""
+    with database.session() as session:
+        session.add(AdapterRow(name="shop", next_version=3))
+        for number in (1, 2):
+            session.add(VersionRow(name="shop", version=number, content_hash="", manifest=""))
 
 
 def assigned(experiments: Experiments) -> dict[str, str]:
