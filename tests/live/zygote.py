@@ -2,7 +2,7 @@
 
 What is forked runs ``loraloop serve`` with its own arguments, environment and log, like any server;
 only the four seconds of imports are shared. ``python -m tests.live.zygote`` reads JSON commands,
-one a line: {"start": …} answers with a pid, {"wait": pid} with its exit code once it has ended.
+one a line: {"start": …} answers with a pid, {"wait": pid, …} with its exit code or null.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class Forked:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = 30.0) -> int:
         """Its exit code, negative for a signal. Blocks until it has ended."""
         if self._exit_code is None:
-            self._exit_code = int(self.zygote.ask({"wait": self.pid}))
+            self._exit_code = self.zygote.ask({"wait": self.pid, "timeout_s": timeout_s})
+            assert self._exit_code is not None, f"runs after {timeout_s} s:\n{self.said}"
         return self._exit_code
 
     def kill(self) -> None:
@@ -119,14 +120,24 @@ def main() -> None:
             if pid == 0:
                 _become_server(**command["start"])
             children.add(pid)
-            answer = pid
+            answer: int | None = pid
         else:
-            children.discard(command["wait"])
-            _, status = os.waitpid(command["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        print(answer, flush=True)
+            answer = _exit_code(command["wait"], command["timeout_s"])
+            if answer is not None:
+                children.remove(command["wait"])
+        print(json.dumps(answer), flush=True)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
+
+
+def _exit_code(pid: int, timeout_s: float) -> int | None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
 
 
 def _import_all(base: Path) -> None:
