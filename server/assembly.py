@@ -13,7 +13,7 @@ from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.importing import import_adapter
 from artifacts.registry import AdapterVersion, Registry
-from server.control import ControlLimits, build_control
+from server.control import ControlLimits, TrainingSetup, build_control
 from server.engine.load import EngineLimits, build_engine
 from server.engine.memory import memory_bound
 from server.reporting.telemetry import Telemetry
@@ -43,8 +43,13 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
             quantization=settings.quantization,
             limits=_engine_limits(settings),
         )
+    telemetry = Telemetry()
     control = build_control(
-        registry, base, engine, ControlLimits.of(settings), base_source=settings.model
+        registry,
+        base,
+        engine,
+        ControlLimits.of(settings),
+        TrainingSetup(settings.model, telemetry.first_tokens.p90_s),
     )
     return Server(
         settings=settings,
@@ -54,7 +59,7 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
         base=base,
         renderer=ChatRenderer(base.tokenizer),
         engine=engine,
-        telemetry=Telemetry(),
+        telemetry=telemetry,
         preload=preload,
         control=control,
         **control.services(),

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from sqlalchemy.exc import SQLAlchemyError
 
+from artifacts.errors import StorageError
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
 from server.audit import AuditLog
@@ -21,8 +21,10 @@ from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
 from server.comparison.journal import AnswerJournal
 from server.files import FileStore
-from server.jobs.child import child_environment
+from server.jobs.child import Niceness, child_environment
 from server.jobs.end import JobEnd
+from server.jobs.pause_rule import PauseLimits
+from server.jobs.pauses import FirstTokenP90
 from server.jobs.run import ChildPlan
 from server.jobs.runner import JobLimits, JobRunner
 from server.jobs.store import JobStore
@@ -45,8 +47,12 @@ class ControlLimits:
     max_upload_bytes: int = 512 * MIB
     max_host_adapters: int = 64
     max_adapter_bytes: int | None = None  # half of what is free at start
-    training_niceness: int = 10
+    training_niceness: Niceness = "idle"
     training_threads: int = 1
+    training_memory_bytes: int | None = None  # most of what is free when a job starts
+    training_ttft_target_ms: float | None = None
+    training_pause_after_s: float = 2.0
+    training_max_pause_s: float = 60.0
     max_running_jobs: int = 1
     training_stop_grace_s: float = 20.0
     resume_interrupted_jobs: bool = False
@@ -78,7 +84,8 @@ class Control:
     async def start(self) -> None:
         """Settle what a crash left and begin with the queue. Call with the engine running."""
         await asyncio.to_thread(self.files.recover)
-        self._flushing.append(asyncio.create_task(self.feedback.keep_flushing()))
+        for writer in (self.feedback, self.audit):
+            self._flushing.append(asyncio.create_task(writer.keep_flushing()))
         await self.jobs.start()
 
     async def stop(self) -> None:
@@ -89,10 +96,20 @@ class Control:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._flushing.clear()
+        await asyncio.to_thread(self.audit.flush)
         try:
             await asyncio.to_thread(self.feedback.flush)
-        except SQLAlchemyError:  # must not keep the rest of the server from stopping in order
+        except StorageError:  # must not keep the rest of the server from stopping in order
             log.exception("the last answers were not recorded; feedback on them will be a 404")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """What jobs need of the server besides its registry."""
+
+    base_source: str | None = None  # what it was started on, folder or hub id; None: embedded
+    first_token_p90_s: FirstTokenP90 = lambda _: None  # what training stands aside by
+    command: Sequence[str] = TRAINING  # tests train with a script
 
 
 def build_control(
@@ -100,16 +117,9 @@ def build_control(
     base: Base,
     engine: AdapterEngine,
     limits: ControlLimits,
-    *,
-    base_source: str | None = None,
-    training_command: Sequence[str] | None = None,
+    training: TrainingSetup,
 ) -> Control:
-    """All services over one registry.
-
-    Args:
-        base_source: what the server was started on (folder or hub id); None is the embedded base.
-        training_command: replaces ``python -m training``; tests train with a script.
-    """
+    """All services over one registry."""
     home, database = registry.home, registry.database
     database.create_tables()
     audit = AuditLog(database)
@@ -123,23 +133,7 @@ def build_control(
     )
     files = FileStore(home, database, max_bytes=limits.max_upload_bytes)
     store = JobStore(database)
-    url = database.url.render_as_string(hide_password=False)
-    env = child_environment(
-        limits.training_threads, LORALOOP_HOME=str(home.root), LORALOOP_DATABASE_URL=url
-    )
-    child = ChildPlan(
-        command=tuple(training_command or TRAINING),
-        arguments=("--progress", "json"),
-        env=env,
-        niceness=limits.training_niceness,
-    )
-    job_limits = JobLimits(
-        child=child,
-        num_threads=limits.training_threads,
-        max_running=limits.max_running_jobs,
-        stop_grace_s=limits.training_stop_grace_s,
-        resume_interrupted=limits.resume_interrupted_jobs,
-    )
+    job_limits = _job_limits(limits, registry, training)
     end = JobEnd(store, registry, adapters, audit)
     return Control(
         adapters=adapters,
@@ -148,9 +142,36 @@ def build_control(
             database, AnswerJournal(home.answers), max_answers=limits.max_answers_kept
         ),
         files=files,
-        jobs=JobRunner(home, store, files, end, job_limits, _absolute(base_source)),
+        jobs=JobRunner(home, store, files, end, job_limits, training.first_token_p90_s),
         audit=audit,
         _flushing=[],
+    )
+
+
+def _job_limits(limits: ControlLimits, registry: Registry, training: TrainingSetup) -> JobLimits:
+    url = registry.database.url.render_as_string(hide_password=False)
+    home = str(registry.home.root)
+    target_ms = limits.training_ttft_target_ms
+    return JobLimits(
+        child=ChildPlan(
+            command=tuple(training.command),
+            arguments=("--progress", "json"),
+            env=child_environment(
+                limits.training_threads, LORALOOP_HOME=home, LORALOOP_DATABASE_URL=url
+            ),
+            niceness=limits.training_niceness,
+            memory_bytes=limits.training_memory_bytes,
+            base_source=_absolute(training.base_source),
+        ),
+        num_threads=limits.training_threads,
+        max_running=limits.max_running_jobs,
+        stop_grace_s=limits.training_stop_grace_s,
+        resume_interrupted=limits.resume_interrupted_jobs,
+        pauses=PauseLimits(
+            target_s=None if target_ms is None else target_ms / 1000,
+            after_s=limits.training_pause_after_s,
+            longest_s=limits.training_max_pause_s,
+        ),
     )
 
 

@@ -74,6 +74,9 @@ def run_pipeline(
         draft = _draft(inputs, session, evaluation)
         stop.ignore()
         stop.check()
+        # Said before: a server that freezes its children must not freeze one that holds the
+        # database's lock.
+        session.reporter.emit({"event": "publishing"})
         published = inputs.registry.publish(inputs.config.name, scratch, draft)
     return published, evaluation
 

@@ -1,98 +1,54 @@
-"""The training process beside the server: start, follow, stop. Knows no database and no job rules.
+"""The training process beside the server: start, follow, freeze, stop. Knows no job rules.
 
-The child has a session of its own (a Ctrl-C at the server's terminal does not reach it), a lower
-priority, and is the first to go when memory runs out. Its stdout is a file that we follow rather
-than a pipe: what it said survives a crash of the server, and its death never blocks on us.
+The child has a process group of its own (a Ctrl-C at the server's terminal does not reach it), a
+lower priority, and is the first to go when memory runs out. It stays in the server's session: a
+session of its own would be a scheduling group of its own (autogroup, on by default on many Linux
+systems), and between such groups niceness means nothing: the child took half of every core. Its
+stdout is a file that we follow rather than a pipe: what it said survives a crash of the server, and
+its death never blocks on us.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
+import subprocess
+import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
+
+from server.jobs.progress import ProgressFile
 
 log = logging.getLogger("loraloop.server")
 
 POLL_S = 0.1
-MAX_LINE_BYTES = 1 << 20
-READ_BYTES = 4 << 20
-TAIL_BYTES = 16_384
+FREEZE_POLL_S = 0.002
 OOM_SCORE_ADJ = 500  # of 1000: the kernel takes the trainer before the server
 SECRETS = ("LORALOOP_API_KEYS", "LORALOOP_ADMIN_KEYS")
 
-
-class ProgressFile:
-    """JSON lines that another process appends; ``read`` returns what is new and complete."""
-
-    def __init__(self, path: Path, *, offset: int = 0) -> None:
-        self.path = path
-        self._offset = offset
-        self._partial = b""
-
-    def mark_run(self, **facts: Any) -> None:
-        """Say that a new run begins, and start reading behind that line."""
-        line = json.dumps({"event": "run", **facts}) + "\n"
-        with self.path.open("ab") as stream:
-            if stream.tell():
-                stream.write(b"\n")  # the last line of a killed run may lack its end
-            stream.write(line.encode())
-            self._offset = stream.tell()
-        self._partial = b""
-
-    def read(self) -> list[dict[str, Any]]:
-        """New events, oldest first. A line that is not a JSON object is logged and skipped."""
-        try:
-            with self.path.open("rb") as stream:
-                stream.seek(self._offset)
-                fresh = stream.read(READ_BYTES)
-        except FileNotFoundError:
-            return []
-        self._offset += len(fresh)
-        *lines, self._partial = (self._partial + fresh).split(b"\n")
-        if len(self._partial) > MAX_LINE_BYTES:
-            log.warning("%s: dropped a line of over %d bytes", self.path, MAX_LINE_BYTES)
-            self._partial = b""
-        events = [self._parse(line) for line in lines if line.strip()]
-        return [event for event in events if event is not None]
-
-    def read_all(self) -> list[dict[str, Any]]:
-        """Everything up to now, in pieces."""
-        events: list[dict[str, Any]] = []
-        before = -1
-        while before != self._offset:
-            before = self._offset
-            events += self.read()
-        return events
-
-    def _parse(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            event = json.loads(line, parse_constant=lambda _: None)  # NaN is no JSON
-        except ValueError:  # JSONDecodeError and UnicodeDecodeError
-            event = None
-        if not isinstance(event, dict):
-            log.warning("%s: not a progress event: %r", self.path, line[:200])
-            return None
-        return event
+Niceness = int | Literal["idle"]  # 0 to 19, or only what nobody else wants of the processor
 
 
 class TrainingChild:
     """One running training process; made by ``spawn``."""
 
-    def __init__(self, process: asyncio.subprocess.Process, progress: ProgressFile) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], progress: ProgressFile) -> None:
         self.pid = process.pid
         self.started_at = started_at(process.pid) or time.time()
-        self._process = process
+        self.is_frozen = False
         self._progress = progress
-        self._ended = asyncio.ensure_future(process.wait())
+        self._unread: deque[dict[str, Any]] = deque()
+        self._is_stopping = False
+        self._is_publishing = False
+        self._ended = _end_of(process)
 
     @classmethod
     async def spawn(
@@ -102,19 +58,23 @@ class TrainingChild:
         log_file: Path,
         *,
         env: Mapping[str, str],
-        niceness: int,
+        niceness: Niceness,
     ) -> TrainingChild:
         """Start ``command`` in the folder of its progress file. Raises OSError."""
-        with progress.path.open("ab") as stdout, log_file.open("ab") as stderr:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=progress.path.parent,
-                env=dict(env),
-                start_new_session=True,
-            )
+
+        def start() -> subprocess.Popen[bytes]:  # asyncio's own way knows no process groups
+            with progress.path.open("ab") as stdout, log_file.open("ab") as stderr:
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    cwd=progress.path.parent,
+                    env=dict(env),
+                    process_group=0,
+                )
+
+        process = await asyncio.to_thread(start)
         _step_back(process.pid, niceness)
         return cls(process, progress)
 
@@ -122,8 +82,9 @@ class TrainingChild:
         """Its progress events until it has ended and said everything."""
         while True:
             has_ended = self._ended.done()
-            for event in self._progress.read_all() if has_ended else self._progress.read():
-                yield event
+            self._take(self._progress.read_all() if has_ended else self._progress.read())
+            while self._unread:
+                yield self._unread.popleft()
             if has_ended:
                 return
             await asyncio.wait([self._ended], timeout=POLL_S)
@@ -134,16 +95,53 @@ class TrainingChild:
         _signal_group(self.pid, signal.SIGKILL)
         return exit_code
 
+    async def freeze(self) -> bool:
+        """Let it stand still (SIGSTOP) until ``thaw``; False if it may not be stopped now.
+
+        That is while it publishes, because it may hold the lock of the database that the server
+        writes to, and once it is to end.
+        """
+        if not self._may_freeze():
+            return False
+        self.is_frozen = True
+        _signal_group(self.pid, signal.SIGSTOP)
+        while self._may_freeze() and not _stands_still(self.pid):
+            await asyncio.wait([self._ended], timeout=FREEZE_POLL_S)
+        self._take(self._progress.read_all())  # it says that it publishes before it does
+        if not self._may_freeze():
+            self.thaw()
+        return self.is_frozen
+
+    def thaw(self) -> None:
+        """Let it go on (SIGCONT)."""
+        self.is_frozen = False
+        _signal_group(self.pid, signal.SIGCONT)
+
     async def stop(self, grace_s: float) -> None:
-        """SIGTERM, and SIGKILL if it still runs after ``grace_s``."""
+        """SIGTERM, and SIGKILL if it still runs after ``grace_s``. A frozen child is thawed."""
         if self._ended.done():
             return
+        self._is_stopping = True
         _signal_group(self.pid, signal.SIGTERM)
+        self.thaw()  # a stopped process takes no other signal; whoever stopped it
         await asyncio.wait([self._ended], timeout=grace_s)
         if not self._ended.done():
             log.warning("training process %d ignored SIGTERM for %g s: killing", self.pid, grace_s)
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL, frozen or not."""
+        self._is_stopping = True
+        if not self._ended.done():
             _signal_group(self.pid, signal.SIGKILL)
             await asyncio.wait([self._ended])
+
+    def _may_freeze(self) -> bool:
+        return not (self._is_publishing or self._is_stopping or self._ended.done())
+
+    def _take(self, events: list[dict[str, Any]]) -> None:
+        self._unread.extend(events)
+        self._is_publishing |= any(event.get("event") == "publishing" for event in events)
 
 
 def find_by_argument(argument: str) -> tuple[int, float] | None:
@@ -159,6 +157,7 @@ async def stop_orphan(pid: int, recorded_start: float, grace_s: float) -> bool:
     if not _is_same(pid, recorded_start):
         return False
     _signal_group(pid, signal.SIGTERM)
+    _signal_group(pid, signal.SIGCONT)  # the dead server may have left it frozen
     deadline = time.monotonic() + grace_s
     while _is_same(pid, recorded_start):
         if time.monotonic() > deadline:
@@ -186,18 +185,6 @@ def child_environment(num_threads: int, **extra: str) -> dict[str, str]:
     return {**env, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", **extra}
 
 
-def last_lines(path: Path, count: int = 12) -> str:
-    """The end of a log file, as text."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            text = stream.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return "\n".join(lines[-count:])
-
-
 def _is_same(pid: int, recorded_start: float) -> bool:
     try:
         process = psutil.Process(pid)
@@ -207,10 +194,42 @@ def _is_same(pid: int, recorded_start: float) -> bool:
         return False
 
 
-def _step_back(pid: int, niceness: int) -> None:
+def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[int]:
+    """The exit code, once there is one. The thread waits without Python's lock."""
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def tell(exit_code: int) -> None:
+        if not ended.done():
+            ended.set_result(exit_code)
+
+    def wait() -> None:
+        exit_code = process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(tell, exit_code)
+
+    threading.Thread(target=wait, name=f"wait for {process.pid}", daemon=True).start()
+    return ended
+
+
+def _stands_still(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _step_back(pid: int, niceness: Niceness) -> None:
     """Lower the priority of a child that has only just begun. It may have ended already."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    try:
+        if niceness == "idle" and hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.setpriority(os.PRIO_PROCESS, pid, 19 if niceness == "idle" else niceness)
+    except ProcessLookupError:
+        return
+    except OSError as error:
+        log.warning("training process %d runs at the server's priority: %s", pid, error)
     with contextlib.suppress(OSError):  # Linux only
         Path(f"/proc/{pid}/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from server.jobs.child import ProgressFile, TrainingChild, last_lines
+from artifacts.errors import StorageError
+from server.jobs.child import Niceness, TrainingChild
 from server.jobs.events import EventRecorder
 from server.jobs.folder import JobFolder
+from server.jobs.memory import limit_bytes, over_limit, until_over
+from server.jobs.pause_rule import Change
+from server.jobs.progress import ProgressFile, last_lines
 from server.jobs.states import JobError, Outcome, Stopping, decide
 from server.jobs.store import JobStore
 from server.tables import JobRow
@@ -28,7 +30,9 @@ class ChildPlan:
     command: tuple[str, ...]
     arguments: tuple[str, ...]
     env: Mapping[str, str]
-    niceness: int
+    niceness: Niceness
+    memory_bytes: int | None  # None: most of what is free when it starts
+    base_source: str | None  # folder or hub id; None is the embedded base
 
 
 class JobRun:
@@ -42,6 +46,11 @@ class JobRun:
         self._plan = plan
         self._stopping: Stopping | None = None
         self._child: TrainingChild | None = None
+        self._killed_for: JobError | None = None
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._child is not None and self._child.is_frozen
 
     async def follow(self, config: dict[str, Any]) -> Outcome:
         """Run the child and record what it says. Never leaves a child behind."""
@@ -73,10 +82,22 @@ class JobRun:
             self._stopping = why
             try:
                 await asyncio.to_thread(self._store.update, self.job.id, stopping=why)
-            except SQLAlchemyError:  # only a crash of ours could forget the reason now
+            except StorageError:  # only a crash of ours could forget the reason now
                 log.exception("job %s: could not record that it is to %s", self.job.id, why)
         if self._child is not None:
             await self._child.stop(grace_s)
+
+    async def follow_traffic(self, change: Change) -> None:
+        """Freeze or thaw the child, if it may be, and say so in the job's events."""
+        if self._child is None:
+            return
+        if change.pauses and not await self._child.freeze():
+            return
+        if not change.pauses:
+            self._child.thaw()
+        await asyncio.to_thread(
+            self._store.add_event, self.job.id, change.reason, payload=change.facts
+        )
 
     async def _follow_child(self, child: TrainingChild) -> Outcome:
         await asyncio.to_thread(
@@ -85,11 +106,23 @@ class JobRun:
         if self._stopping is not None:  # asked while it was being started
             await child.stop(0)
         recorder = EventRecorder(self._store, self.job)
-        async for event in child.events():
-            await recorder.handle(event)
+        watch = asyncio.create_task(self._keep_within_memory(child))
+        try:
+            async for event in child.events():
+                await recorder.handle(event)
+        finally:
+            watch.cancel()
         exit_code = await child.wait()
         tail = await asyncio.to_thread(last_lines, self.folder.log)
-        return decide(recorder.evidence, exit_code, self._stopping, tail)
+        return decide(recorder.evidence, exit_code, self._stopping, tail, self._killed_for)
+
+    async def _keep_within_memory(self, child: TrainingChild) -> None:
+        wanted = self._plan.memory_bytes
+        limit = limit_bytes(wanted)
+        used = await until_over(child.pid, limit)
+        self._killed_for = over_limit(used, limit, wanted)
+        log.warning("job %s: %s", self.job.id, self._killed_for.message)
+        await child.kill()
 
     def _outcome_of_no_run(self) -> Outcome:
         match self._stopping:

@@ -15,9 +15,12 @@ from typing import Any
 from artifacts.errors import Conflict, NotFound
 from artifacts.home import Home
 from server.files import FileStore
-from server.jobs.child import ProgressFile, find_by_argument, stop_orphan
+from server.jobs.child import find_by_argument, stop_orphan
 from server.jobs.end import JobEnd, description_of
 from server.jobs.folder import JobFolder
+from server.jobs.pause_rule import PauseLimits
+from server.jobs.pauses import FirstTokenP90, Pauses
+from server.jobs.progress import ProgressFile
 from server.jobs.run import ChildPlan, JobRun, ended_values
 from server.jobs.states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
 from server.jobs.store import JobStore
@@ -37,6 +40,7 @@ class JobLimits:
     max_running: int
     stop_grace_s: float
     resume_interrupted: bool
+    pauses: PauseLimits
 
 
 class JobRunner:
@@ -49,34 +53,41 @@ class JobRunner:
         files: FileStore,
         end: JobEnd,
         limits: JobLimits,
-        base_source: str | None,
+        first_token_p90_s: FirstTokenP90,
     ) -> None:
         self.store = store
         self._home = home
         self._files = files
         self._end = end
         self._limits = limits
-        self._base_source = base_source
         self._runs: dict[str, JobRun] = {}
+        self._pauses = Pauses(limits.pauses, first_token_p90_s, self._runs.values)
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._main: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     # --- life ---
 
     async def start(self) -> None:
         """Settle what a former server left and begin with the queue, in the background."""
-        self._main = asyncio.create_task(self._run_queue(), name="fine-tuning queue")
+        self._background = [
+            asyncio.create_task(self._run_queue(), name="fine-tuning queue"),
+            asyncio.create_task(self._pauses.watch(), name="training pauses"),
+        ]
 
     async def stop(self) -> None:
         """Checkpoint what runs and mark it interrupted; takes little more than the grace time."""
-        if self._main is not None:
-            self._main.cancel()
-            await asyncio.wait([self._main])
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
         grace_s = self._limits.stop_grace_s
         await asyncio.gather(*(run.stop("shutdown", grace_s) for run in self._runs.values()))
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def report(self) -> dict[str, Any]:
+        """What training does to the machine, for statistics."""
+        return {"running": len(self._runs), **self._pauses.report()}
 
     async def _run_queue(self) -> None:
         has_recovered = False
@@ -254,7 +265,7 @@ class JobRunner:
     def _config(self, job: JobRow, data: str) -> dict[str, Any]:
         return {
             "name": job.name,
-            "base": self._base_source,
+            "base": self._limits.child.base_source,
             "data": [data],
             "home": str(self._home.root),
             "output_dir": str(self.folder(job.id).work),

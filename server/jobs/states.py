@@ -74,7 +74,11 @@ class Outcome:
 
 
 def decide(
-    evidence: Evidence, exit_code: int | None, stopping: str | None, last_lines: str
+    evidence: Evidence,
+    exit_code: int | None,
+    stopping: str | None,
+    last_lines: str,
+    killed_for: JobError | None = None,
 ) -> Outcome:
     """What became of a run whose child has ended.
 
@@ -82,6 +86,7 @@ def decide(
         exit_code: negative is a signal; None: unknown, the child belonged to a former server.
         stopping: why we asked it to stop, if we did.
         last_lines: the end of its log, for the message.
+        killed_for: why we killed it, if we did.
     """
     if stopping == "cancel":
         return Outcome("cancelled", published=evidence.published or {})
@@ -89,6 +94,8 @@ def decide(
         return Outcome("publish", published=evidence.published)
     if evidence.failed is not None:
         return Outcome("failed", error=reported_error(evidence.failed))
+    if killed_for is not None:
+        return Outcome("failed", error=killed_for)
     if stopping == "pause":
         return Outcome("paused")
     if stopping == "shutdown" or exit_code == EXIT_INTERRUPTED or evidence.interrupted:

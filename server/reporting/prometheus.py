@@ -78,6 +78,7 @@ class ServerMetrics(Collector):
             yield counter
         yield from self._engine_metrics()
         yield from self._memory_metrics()
+        yield from self._training_metrics()
 
     def _label(self, adapter_id: str) -> str:
         return self._server.base.id if adapter_id == BASE else adapter_id
@@ -108,6 +109,20 @@ class ServerMetrics(Collector):
         rss, peak = memory.rss_bytes(), memory.rss_peak_bytes()
         yield _gauge("loraloop:rss_bytes", rss, "Resident memory of the server.", base_id)
         yield _gauge("loraloop:rss_peak_bytes", peak, "Its peak since start or reset.", base_id)
+
+    def _training_metrics(self) -> Iterator[Metric]:
+        base_id, now = self._server.base.id, self._server.jobs.report()
+        yield _gauge("loraloop:training_jobs_running", now["running"], "Jobs that train.", base_id)
+        text = "1 while training stands still for the chats."
+        yield _gauge("loraloop:training_is_paused", now["is_paused"], text, base_id)
+        counters = (
+            ("loraloop:training_pauses", now["pauses"], "How often it has stood still."),
+            ("loraloop:training_paused_seconds", now["paused_s"], "How long."),
+        )
+        for name, value, text in counters:
+            counter = CounterMetricFamily(name, text, labels=["model_name"])
+            counter.add_metric([base_id], value)
+            yield counter
 
 
 def _gauge(name: str, value: float, text: str, model_name: str) -> GaugeMetricFamily:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from server.engine.request import Timing
+from server.reporting.first_tokens import FirstTokens
 from server.reporting.sketch import DurationSketch
 
 SLOT_S = 10.0
@@ -116,6 +117,7 @@ class Series:
             if self._slots:
                 self._book(self._slots[-1][1])
                 self._slots[-1][1].pack()
+                self.since_start.pack()  # it may have been this adapter's last
             self._slots.append((slot, Tally()))
         return self.since_start, self._slots[-1][1]
 
@@ -156,14 +158,18 @@ class Series:
 class RequestTimer:
     """Follows one accepted request; ``finish`` counts it, exactly once."""
 
-    def __init__(self, series: list[Series], clock: Clock, received_at: float) -> None:
+    def __init__(
+        self, series: list[Series], clock: Clock, received_at: float, first_tokens: FirstTokens
+    ) -> None:
         self._series = series
         self._clock = clock
         self._received_at = received_at
+        self._first_tokens = first_tokens
         self._last_token_at: dict[int, float] = {}
         self._is_finished = False
         for one in series:
             one.enter()
+        first_tokens.began(self, received_at)
 
     def tokens(self, count: int, choice: int = 0) -> None:
         """``count`` tokens of a choice have become available."""
@@ -171,6 +177,8 @@ class RequestTimer:
         last = self._last_token_at.get(choice)
         is_first = not self._last_token_at
         self._last_token_at[choice] = now
+        if is_first:
+            self._first_tokens.came(self)
         for series in self._series:
             for tally in series.tallies():
                 tally.generated_tokens += count
@@ -191,6 +199,7 @@ class RequestTimer:
         if self._is_finished:
             return
         self._is_finished = True
+        self._first_tokens.ended(self)
         elapsed_s = self._clock() - self._received_at
         for series in self._series:
             series.leave()
@@ -206,12 +215,14 @@ class Telemetry:
     def __init__(self, clock: Clock = time.perf_counter, max_series: int = MAX_SERIES) -> None:
         self._clock = clock
         self._max_series = max_series
+        self.first_tokens = FirstTokens(clock)  # a reset leaves it: it forgets by itself
         self._adapters: OrderedDict[str, Series] = OrderedDict()
         self._arms: OrderedDict[str, Series] = OrderedDict()
 
     def begin(self, adapter_id: str, arm_id: str | None, received_at: float) -> RequestTimer:
         """An accepted request. ``received_at`` is of this telemetry's clock."""
-        return RequestTimer(self._pick(adapter_id, arm_id), self._clock, received_at)
+        series = self._pick(adapter_id, arm_id)
+        return RequestTimer(series, self._clock, received_at, self.first_tokens)
 
     def rejected(self, adapter_id: str, arm_id: str | None) -> None:
         """A request refused for overload."""

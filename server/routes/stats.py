@@ -28,6 +28,7 @@ async def stats(server: ServerDep, caller: Admin, window: Window = None) -> dict
         **server.telemetry.report(window),
         "memory": await asyncio.to_thread(_memory, server),
         "engine": _engine(server),
+        "training": server.jobs.report(),
         "admission": server.admission.report(),
     }
 

@@ -31,7 +31,7 @@ from server.main import bind
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
-from tests.server.fakes import FakeAdapters, FakeBase, FakeEngine, FakeRenderer
+from tests.server.fakes import FakeAdapters, FakeBase, FakeEngine, FakeJobs, FakeRenderer
 
 Publish = Callable[[str], AdapterVersion]
 
@@ -65,7 +65,7 @@ def fake_server(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Itera
         experiments=Experiments(database),
         feedback=Feedback(database, AnswerJournal(home.answers), max_answers=1000),
         files=cast(Any, None),
-        jobs=cast(Any, None),
+        jobs=cast(Any, FakeJobs()),
         audit=AuditLog(database),
     )
     database.close()

@@ -254,3 +254,10 @@ class FakeAdapters:
         if self.failure is not None:
             raise self.failure
         self.engine.add_adapter(version.content_hash, version)
+
+
+class FakeJobs:
+    """No job has ever run."""
+
+    def report(self) -> dict[str, Any]:
+        return {"running": 0, "is_paused": False, "pauses": 0, "paused_s": 0.0}

@@ -25,8 +25,9 @@ from artifacts.home import Home
 from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion, Registry
 from server.app import create_app
-from server.control import Control, ControlLimits, build_control
+from server.control import Control, ControlLimits, TrainingSetup, build_control
 from server.engine.errors import AdapterInUse, EngineClosed, UnknownAdapter
+from server.jobs.pauses import FirstTokenP90
 from server.settings import Settings
 from server.state import Server
 from tests.server.conftest import Live, serving
@@ -204,10 +205,13 @@ def make_control(
 ) -> MakeControl:
     """A control plane as one server process would have it; call again for the next process."""
 
-    def make(**limits: Any) -> Control:
-        command = [sys.executable, str(TRAINER)]
+    def make(p90_s: FirstTokenP90 = lambda _: None, **limits: Any) -> Control:
         return build_control(
-            registry, base, engine, replace(LIMITS, **limits), training_command=command
+            registry,
+            base,
+            engine,
+            replace(LIMITS, **limits),
+            TrainingSetup(None, p90_s, (sys.executable, str(TRAINER))),
         )
 
     return make

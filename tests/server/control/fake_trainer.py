@@ -3,7 +3,8 @@
 A line of the data file is a step: {"emit": event}, {"raw": text}, {"stderr": text}, {"sleep": s},
 {"wait": true} (until SIGTERM, then checkpoint and exit 3), {"ignore_sigterm": true},
 {"kill": signal}, {"exit": code}, {"publish": true}, {"register": true} (publish without saying so),
-{"checkpoint": step}, {"touch": path}.
+{"checkpoint": step}, {"touch": path}, {"publishing": s} (says so and takes its time),
+{"take_memory": bytes}, {"child_takes_memory": bytes}.
 """
 
 from __future__ import annotations
@@ -104,6 +105,11 @@ def register_quietly(argument: bool, config: dict[str, Any]) -> None:
     register(argument, config)
 
 
+def say_publishing(seconds: float, config: dict[str, Any]) -> None:
+    emit({"event": "publishing"}, config)
+    time.sleep(seconds)
+
+
 def publish(argument: bool, config: dict[str, Any]) -> None:
     version_id = register(argument, config)
     metrics = {"base_loss": 2.0, "adapter_loss": 1.0}
@@ -112,6 +118,18 @@ def publish(argument: bool, config: dict[str, Any]) -> None:
 
 def touch(path: str, config: dict[str, Any]) -> None:
     Path(path).touch()
+
+
+def take_memory(num_bytes: int, config: dict[str, Any]) -> None:
+    held = bytearray(num_bytes)
+    held[::4096] = b"x" * len(held[::4096])
+    time.sleep(60)
+
+
+def let_child_take_memory(num_bytes: int, config: dict[str, Any]) -> None:
+    if os.fork() == 0:
+        take_memory(num_bytes, config)
+    time.sleep(60)
 
 
 STEPS: dict[str, Any] = {
@@ -126,6 +144,9 @@ STEPS: dict[str, Any] = {
     "checkpoint": checkpoint,
     "register": register_quietly,
     "publish": publish,
+    "publishing": say_publishing,
+    "take_memory": take_memory,
+    "child_takes_memory": let_child_take_memory,
     "touch": touch,
 }
 

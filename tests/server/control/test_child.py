@@ -15,19 +15,19 @@ import pytest
 
 from server.jobs import child as module
 from server.jobs.child import (
-    ProgressFile,
+    Niceness,
     TrainingChild,
     child_environment,
     find_by_argument,
-    last_lines,
     started_at,
     stop_orphan,
 )
+from server.jobs.progress import ProgressFile, last_lines
 
 IGNORES = "import signal, time; signal.signal(15, signal.SIG_IGN); print('{}', flush=True); "
 
 
-async def spawn(tmp_path: Path, program: str, **env: str) -> TrainingChild:
+async def spawn(tmp_path: Path, program: str, niceness: Niceness = 7, **env: str) -> TrainingChild:
     progress = ProgressFile(tmp_path / "progress.jsonl")
     progress.mark_run()
     return await TrainingChild.spawn(
@@ -35,7 +35,7 @@ async def spawn(tmp_path: Path, program: str, **env: str) -> TrainingChild:
         progress,
         tmp_path / "train.log",
         env=child_environment(1, **env),
-        niceness=7,
+        niceness=niceness,
     )
 
 
@@ -65,19 +65,62 @@ async def test_garbage_is_skipped_and_logged(
     assert caplog.text.count("not a progress event") == 3
 
 
-async def test_it_has_its_own_session_and_a_lower_priority(tmp_path: Path) -> None:
+async def test_it_has_its_own_process_group_and_a_lower_priority(tmp_path: Path) -> None:
     program = (
         "import json, os, time; time.sleep(0.2);"
-        "print(json.dumps([os.getsid(0), os.nice(0), dict(os.environ),"
+        "print(json.dumps([os.getpgid(0), os.getsid(0), os.nice(0), dict(os.environ),"
         "open('/proc/self/oom_score_adj').read()]).join(['{\"v\": ', '}']))"
     )
     child = await spawn(tmp_path, program, EXTRA="x")
     (event,) = await events_of(child)
-    session, niceness, env, oom = event["v"]
-    assert session == child.pid != os.getsid(0)
+    group, session, niceness, env, oom = event["v"]
+    assert group == child.pid != os.getpgid(0)
+    assert session == os.getsid(0)
     assert niceness == os.nice(0) + 7 or niceness == 7
     assert (env["OMP_NUM_THREADS"], env["EXTRA"]) == ("1", "x")
     assert int(oom) == module.OOM_SCORE_ADJ
+
+
+async def test_idle_is_what_nobody_else_wants(tmp_path: Path) -> None:
+    child = await spawn(tmp_path, "import time; time.sleep(60)", niceness="idle")
+    assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+    await child.kill()
+
+
+@pytest.mark.parametrize("niceness", ["idle", 10])
+async def test_its_priority_counts_against_the_servers_own(
+    tmp_path: Path, niceness: Niceness
+) -> None:
+    """Both on one core: niceness means nothing between sessions that are scheduled as groups."""
+    one_core = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    spin = one_core + "while True: pass"
+    server = await asyncio.create_subprocess_exec(sys.executable, "-c", spin)
+    child = await spawn(tmp_path, spin, niceness=niceness)
+    await asyncio.sleep(0.3)  # both spin by now
+    before = [_cpu_s(pid) for pid in (server.pid, child.pid)]
+    await asyncio.sleep(1.5)
+    after = [_cpu_s(pid) for pid in (server.pid, child.pid)]
+    server.kill()
+    await server.wait()
+    await child.kill()
+    served, trained = (b - a for a, b in zip(before, after, strict=True))
+    assert trained < 0.35 * served
+
+
+def _cpu_s(pid: int) -> float:
+    return float(psutil.Process(pid).cpu_times().user)
+
+
+async def test_a_refused_priority_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("not here")
+
+    monkeypatch.setattr("server.jobs.child.os.sched_setscheduler", refuse)
+    child = await spawn(tmp_path, "print('{}')", niceness="idle")
+    assert await events_of(child) == [{}]
+    assert "runs at the server's priority: not here" in caplog.text
 
 
 def test_the_servers_keys_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +199,8 @@ def test_a_new_run_is_read_from_its_beginning(tmp_path: Path) -> None:
 def test_lines_without_end_do_not_fill_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "READ_BYTES", 64)
-    monkeypatch.setattr(module, "MAX_LINE_BYTES", 256)
+    monkeypatch.setattr("server.jobs.progress.READ_BYTES", 64)
+    monkeypatch.setattr("server.jobs.progress.MAX_LINE_BYTES", 256)
     path = tmp_path / "progress.jsonl"
     path.write_text("x" * 1000 + "\n" + json.dumps({"n": 1}) + "\n")
     assert ProgressFile(path).read_all() == [{"n": 1}]

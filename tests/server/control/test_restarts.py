@@ -89,7 +89,7 @@ async def test_a_broken_database_keeps_neither_child_nor_server_running(
 async def die(control: Control) -> None:
     """What SIGKILL does to a server: its tasks vanish, its children live on."""
     jobs: Any = control.jobs
-    tasks = [jobs._main, *jobs._tasks, *control._flushing]
+    tasks = [*jobs._background, *jobs._tasks, *control._flushing]
     for run in jobs._runs.values():
         run._child.stop = _nothing
         run._store = None
