@@ -117,7 +117,6 @@ class Series:
             if self._slots:
                 self._book(self._slots[-1][1])
                 self._slots[-1][1].pack()
-                self.since_start.pack()  # it may have been this adapter's last
             self._slots.append((slot, Tally()))
         return self.since_start, self._slots[-1][1]
 
