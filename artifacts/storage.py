@@ -38,7 +38,8 @@ def storage_errors(place: Place) -> Iterator[None]:
 
 def storage_error(error: OSError, place: Place | None = None) -> StorageError | None:
     """What ``error`` says about the storage; None if it says nothing about that."""
-    named = error.filename if error.filename is not None else place
+    # Where two files are named, as by a copy, the second one is being written.
+    named = next((n for n in (error.filename2, error.filename, place) if n is not None), None)
     where = "a file" if named is None else str(named)
     reason = error.strerror
     if error.errno in _FULL:

@@ -8,6 +8,7 @@ disk: on the event loop, call ``add`` and ``delete`` through a thread.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import os
 import secrets
@@ -22,6 +23,7 @@ from artifacts.database import Database
 from artifacts.errors import Conflict, InvalidInput, NotFound
 from artifacts.home import Home
 from artifacts.safe_write import sync_folder
+from artifacts.storage import storage_errors
 from server.jobs.states import UNFINISHED
 from server.paging import Page, Paging, page_of
 from server.tables import FileRow, JobRow
@@ -67,7 +69,7 @@ class FileStore:
                 path.unlink(missing_ok=True)
 
     def add(self, source: BinaryIO, filename: str, purpose: str = PURPOSE) -> StoredFile:
-        """Store all of ``source``. Raises InvalidInput (nothing is left behind then)."""
+        """Store all of ``source``. Raises InvalidInput, StorageError; nothing is left then."""
         if purpose != PURPOSE:
             raise InvalidInput(
                 f"purpose {purpose!r} is not supported: use {PURPOSE!r}.", param="purpose"
@@ -76,12 +78,13 @@ class FileStore:
         file_id = f"file-{secrets.token_hex(12)}"
         temporary = self._home.tmp / f"upload-{file_id}"
         try:
-            num_bytes, sha256, suffix = self._copy(source, temporary, filename)
-            path = self._home.files / f"{file_id}{suffix}"
-            os.replace(temporary, path)
-            sync_folder(self._home.files)
+            with storage_errors(self._home.files):
+                num_bytes, sha256, suffix = self._copy(source, temporary, filename)
+                path = self._home.files / f"{file_id}{suffix}"
+                os.replace(temporary, path)
+                sync_folder(self._home.files)
         finally:
-            temporary.unlink(missing_ok=True)
+            _forget(temporary)
         row = FileRow(
             id=file_id,
             filename=filename,
@@ -97,7 +100,7 @@ class FileStore:
                 session.flush()
                 return self._stored(row)
         except BaseException:
-            path.unlink(missing_ok=True)
+            _forget(path)
             raise
 
     def get(self, file_id: str) -> StoredFile:
@@ -138,7 +141,7 @@ class FileStore:
                 )
             path = self._stored(row).path
             session.delete(row)
-        path.unlink(missing_ok=True)
+        _forget(path)
 
     def _stored(self, row: FileRow) -> StoredFile:
         return StoredFile(
@@ -222,6 +225,12 @@ def _encoding_hint(sample: bytes) -> str:
     if guess:
         return f"It looks like {guess}: convert it with 'iconv -f {guess} -t UTF-8'."
     return "Save it as UTF-8."
+
+
+def _forget(path: Path) -> None:
+    """Delete bytes that no row names; ``recover`` deletes what cannot be deleted now."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _decodes(sample: bytes, encoding: str) -> bool:

@@ -14,13 +14,14 @@ import threading
 import time
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from artifacts.database import Database
-from artifacts.errors import InvalidInput, NotFound
+from artifacts.database import BUSY_TIMEOUT_S, Database
+from artifacts.errors import InvalidInput, NotFound, StorageBusy, StorageError
+from artifacts.storage import storage_errors
 from server.comparison.journal import AnswerJournal, Record
 from server.tables import AnswerRow, FeedbackRow
+from server.trouble import Trouble
 
 log = logging.getLogger("loraloop.server")
 
@@ -41,6 +42,8 @@ class Feedback:
         self._noting = threading.Lock()  # pending and journal say the same
         self._flushing = threading.Lock()
         self._since_prune = 0
+        self.trouble = Trouble("answers cannot be recorded; they wait in memory")
+        self._journal_trouble = Trouble("answers would not survive a crash")
 
     def note_answer(
         self,
@@ -67,7 +70,9 @@ class Feedback:
             try:
                 self._journal.append(record)
             except OSError as error:  # the answer is worth more than the right to score it
-                log.error("answer %s would not survive a crash: %s", answer_id, error)
+                self._journal_trouble.begin(error)
+            else:
+                self._journal_trouble.end()
 
     def record(self, answer_id: str, score: float, comment: str | None = None) -> FeedbackRow:
         """Store the score of an answer; a later one replaces it. Raises NotFound, InvalidInput."""
@@ -102,24 +107,36 @@ class Feedback:
             return row
 
     def flush(self) -> None:
-        """Write the answers noted so far."""
-        with self._flushing:
-            with self._noting:
-                batch, sealed = list(self._pending.values()), self._journal.seal()
-            if not batch:
-                return
-            with self._database.session() as session:
-                # A process that died had perhaps written them, and not got round to say so.
-                known = _known(session, [record["id"] for record in batch])
-                fresh = [record for record in batch if record["id"] not in known]
-                session.add_all(AnswerRow(**record) for record in fresh)
-            with self._noting:
-                for record in batch:
-                    self._pending.pop(record["id"], None)
-                self._journal.discard(sealed)
-            self._since_prune += len(batch)
-            if self._since_prune >= PRUNE_EVERY:
-                self._prune()
+        """Write the answers noted so far. Raises StorageError; they are kept then."""
+        if not self._flushing.acquire(timeout=BUSY_TIMEOUT_S):
+            raise StorageBusy("earlier answers are still being written; try again")
+        try:
+            self._write()
+        except StorageError as error:
+            self.trouble.begin(error)
+            raise
+        finally:
+            self._flushing.release()
+        self.trouble.end()
+
+    def _write(self) -> None:
+        with self._noting:
+            batch, sealed = list(self._pending.values()), self._journal.seal()
+        if not batch:
+            return
+        with self._database.session() as session:
+            # A process that died had perhaps written them, and not got round to say so.
+            known = _known(session, [record["id"] for record in batch])
+            fresh = [record for record in batch if record["id"] not in known]
+            session.add_all(AnswerRow(**record) for record in fresh)
+        with self._noting:
+            for record in batch:
+                self._pending.pop(record["id"], None)
+        with storage_errors("the journal of answers"):
+            self._journal.discard(sealed)
+        self._since_prune += len(batch)
+        if self._since_prune >= PRUNE_EVERY:
+            self._prune()
 
     async def keep_flushing(self) -> None:
         """Write batches until cancelled. A database that fails for a while loses nothing."""
@@ -129,8 +146,10 @@ class Feedback:
                 continue
             try:
                 await asyncio.to_thread(self.flush)
-            except SQLAlchemyError:
-                log.exception("could not record %d answers, will retry", len(self._pending))
+            except StorageError:
+                pass  # said by now; tried again
+            except Exception:  # a bug of ours: it must not end the recording for good
+                log.exception("answers could not be recorded")
 
     def _prune(self) -> None:
         self._since_prune = 0

@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 import pytest
-from sqlalchemy.exc import OperationalError
 
+from artifacts.errors import StorageError
 from artifacts.home import Home
 from artifacts.registry import Registry
 from server.control import Control
@@ -68,7 +68,7 @@ async def test_a_broken_database_keeps_neither_child_nor_server_running(
     make_control: MakeControl, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise OperationalError("update", {}, Exception("disk I/O error"))
+        raise StorageError("disk I/O error")
 
     async with running(make_control()) as control:
         job = await submit(control, *ENDLESS)
