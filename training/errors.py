@@ -43,11 +43,17 @@ _CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (  # the most spec
 )
 
 
+# torch's CPU allocator raises a bare RuntimeError: only the file it names tells it apart.
+_CPU_ALLOCATOR = "alloc_cpu.cpp"
+
+
 def failure_code(error: Exception) -> FailureCode:
     """The code that a program reads; torch is asked for its own type only once it is loaded."""
     import sys
 
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "out_of_memory"
+    if type(error) is RuntimeError and _CPU_ALLOCATOR in str(error):
         return "out_of_memory"
     return next((code for kind, code in _CODES if isinstance(error, kind)), "internal")

@@ -94,6 +94,11 @@ def _tell_failure(error: Exception, reporter: Reporter) -> None:
     if code == "internal":  # our mistake: the type says more than the text
         traceback.print_exc(file=sys.stderr)
         message = f"{type(error).__name__}: {error}"
+    if code == "out_of_memory":
+        message = (
+            "the training process ran out of memory; lower batch_size or max_length, or set "
+            f"gradient_checkpointing. {message}"
+        ).strip()
     rows = error.rows if isinstance(error, InvalidData) else []
     reporter.emit({
         "event": "failed",

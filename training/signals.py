@@ -1,4 +1,7 @@
-"""How SIGTERM and SIGINT end a run. Knows nothing of what is being run.
+"""How SIGTERM, SIGINT and SIGHUP end a run. Knows nothing of what is being run.
+
+SIGHUP is a closed terminal, or the kernel's word to a stopped run whose server was killed; under
+nohup it stays ignored.
 
 While training, the first signal only leaves a note, so that the step ends in a checkpoint; a second
 one insists. Elsewhere a signal raises ``Interrupted`` at once. Once a version is being published,
@@ -15,7 +18,7 @@ from typing import Literal
 
 from training.errors import Interrupted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -36,12 +39,14 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Takes over both signals and gives them back."""
-        previous = [signal.signal(number, self._on_signal) for number in _SIGNALS]
+        """Takes over the signals and gives them back."""
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [n for n in _SIGNALS if not (is_nohup and n == signal.SIGHUP)]
+        previous = [signal.signal(number, self._on_signal) for number in numbers]
         try:
             yield
         finally:
-            for number, handler in zip(_SIGNALS, previous, strict=True):
+            for number, handler in zip(numbers, previous, strict=True):
                 signal.signal(number, handler)
 
     @contextmanager

@@ -6,12 +6,15 @@ import io
 import json
 import os
 import signal
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from training.errors import Interrupted
 from training.events import JsonLines, ProgressBar
+from training.run import _tell_failure
 from training.signals import StopRequest
 
 PUBLISHED = {
@@ -58,7 +61,31 @@ def test_the_bar_says_in_words_how_a_run_ended() -> None:
     assert "unsaid" not in out.getvalue()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("shortage", [MemoryError(), "of torch", RuntimeError("boom")])
+def test_a_lack_of_memory_has_a_code_and_a_remedy(shortage: Any) -> None:
+    if shortage == "of torch":
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        shortage = caught.value
+    out = io.StringIO()
+    _tell_failure(shortage, JsonLines(out, lost=pytest.fail))
+    event = json.loads(out.getvalue())
+    is_ours = str(shortage) != "boom"
+    assert event["code"] == ("out_of_memory" if is_ours else "internal")
+    assert ("lower batch_size" in event["message"]) == is_ours
+
+
+def test_under_nohup_a_closed_terminal_is_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().installed():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_while_training_the_first_signal_asks_and_the_second_insists(number: int) -> None:
     before = signal.getsignal(number)
     stop = StopRequest()

@@ -96,6 +96,22 @@ def test_events_tell_the_whole_run_in_order(settings: dict[str, Any]) -> None:
     assert json.loads(json.dumps(events)) == events
 
 
+def test_it_says_that_it_publishes_before_it_touches_the_registry(
+    settings: dict[str, Any],
+) -> None:
+    """Between the two a server may stop the process; afterwards it may hold the database's lock."""
+
+    class Looker(Recorder):
+        def emit(self, event: dict[str, Any]) -> None:
+            super().emit(event)
+            if event["event"] == "publishing":
+                assert versions(settings) == []
+
+    looker = Looker()
+    train_adapter(parse_config(settings), looker, StopRequest())
+    assert [event["event"] for event in looker.events[-2:]] == ["publishing", "published"]
+
+
 def test_what_stays_of_a_run_is_its_version_and_its_logs(settings: dict[str, Any]) -> None:
     train(settings)
     run = Path(settings["output_dir"])
