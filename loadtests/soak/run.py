@@ -209,7 +209,8 @@ class Soak:
 
     def _memory(self, warm_s: float) -> Check:
         samples = [sample for sample in self.server.samples if sample.at_s >= warm_s]
-        return checks.memory_is_flat(samples)
+        is_exact = self.world.sayings.is_exact
+        return checks.memory_is_flat(samples, checks.allowed_growth(self.plan.duration_s, is_exact))
 
     async def _stop(self) -> list[Check]:
         """SIGTERM while a few streams run: they come whole, and the process ends well."""

@@ -309,6 +309,12 @@ def test_memory_that_grows_is_seen_and_a_single_peak_is_not_growth() -> None:
     assert not holds(checks.memory_is_flat([sample(500.0 + 0.7 * m) for m in range(50)]))
 
 
+def test_only_a_short_run_on_torch_may_grow() -> None:
+    assert checks.allowed_growth(45, is_exact=True) == checks.MAX_GROWTH
+    assert checks.allowed_growth(1200, is_exact=False) == checks.MAX_GROWTH
+    assert checks.allowed_growth(45, is_exact=False) > checks.MAX_GROWTH
+
+
 def test_descriptors_and_threads_come_back() -> None:
     before = sample(1.0)
     assert holds(*checks.process_is_as_before(before, sample(2.0, fds=28, threads=9)))
