@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from artifacts.manifest import (
 )
 from artifacts.names import check_name
 from artifacts.registry import AdapterVersion, Registry
+from artifacts.scratch import scratch_folder
 
 COPIED_FILES = (CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, CARD_FILE)
 
@@ -55,8 +55,7 @@ def import_adapter(
         folder = contained(folder, roots)
     if not folder.is_dir():
         raise NotFound(f"there is no folder {folder}; give the folder that PEFT saved")
-    scratch = Path(tempfile.mkdtemp(prefix="import-", dir=registry.home.tmp))
-    try:
+    with scratch_folder(registry.home.tmp, "import-") as scratch:
         _copy(folder, scratch, roots)  # what is checked is what is registered
         weights = read_adapter(scratch)
         check_adapter(weights, linear_shapes(base.config), max_rank=max_rank)
@@ -65,8 +64,6 @@ def import_adapter(
             check_manifest(manifest, base, weights)
             (scratch / MANIFEST_FILE).unlink()
         return registry.publish(name, scratch, _draft(weights, base, manifest))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_manifest(manifest: ManifestDraft, base: Base, weights: LoraWeights) -> None:

@@ -24,6 +24,7 @@ from artifacts.home import Home
 from artifacts.manifest import AdapterManifest, ManifestDraft
 from artifacts.names import CHAMPION, AdapterRef, check_alias, check_name
 from artifacts.safe_write import publish_folder
+from artifacts.scratch import clear_scratch
 from artifacts.storage import storage_errors
 from artifacts.version_folder import VersionFolders
 
@@ -174,7 +175,7 @@ class Registry:
             removed = [path for row in rows.values() for path in self._sweep(session, row)]
             for name in self._folders.names() - rows.keys():
                 removed += self._folders.discard_doubtful(name, set())
-        return removed + self._folders.discard_scratch()
+        return removed + clear_scratch(self.home.tmp)
 
     # --- reading ---
 

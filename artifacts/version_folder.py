@@ -13,7 +13,6 @@ import contextlib
 import logging
 import shutil
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,12 +27,12 @@ from artifacts.manifest import (
     read_manifest,
 )
 from artifacts.safe_write import sha256_file, sync_folder, sync_tree, write_bytes, write_json
+from artifacts.scratch import scratch_folder
 
 log = logging.getLogger("loraloop.artifacts")
 
 UNPUBLISHED = ".unpublished"
 UNHASHED = frozenset({MANIFEST_FILE, CARD_FILE, UNPUBLISHED})
-STALE_SCRATCH_S = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,13 @@ class VersionFolders:
         What cannot be deleted now keeps its mark, and a later sweep deletes it.
         """
         try:
-            grave = Path(tempfile.mkdtemp(prefix="removed-", dir=self._home.tmp))
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
+            with (
+                scratch_folder(self._home.tmp, "removed-") as grave,
+                contextlib.suppress(FileNotFoundError),  # another process was faster
+            ):
                 folder.rename(grave / folder.name)
         except OSError as error:
             log.warning("%s could not be deleted yet: %s", folder, error)
-            return
-        shutil.rmtree(grave, ignore_errors=True)
 
     def discard_doubtful(self, name: str, committed: set[int]) -> list[Path]:
         """Settle every mark under ``name``: confirm what has a row, delete what has none."""
@@ -146,17 +145,6 @@ class VersionFolders:
                 self.discard(folder)
                 removed.append(folder)
         return removed
-
-    def discard_scratch(self) -> list[Path]:
-        """Delete temporary folders that nobody has touched for a day."""
-        oldest = time.time() - STALE_SCRATCH_S
-        stale = [path for path in self._home.tmp.iterdir() if path.stat().st_mtime < oldest]
-        for path in stale:
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-        return stale
 
     def verify(self, record: AdapterManifest) -> None:
         """Hash a version's files again; Corrupt names the first that differs from the record."""
