@@ -10,6 +10,7 @@ import asyncio
 import fcntl
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 LINE = "loraloop.line"  # the key among a scope's extensions
 NUM_PROBES = 3
+_INT, _LINGER = struct.Struct("i"), struct.Struct("ii")
 MAX_UNSENT_BYTES = 128 * 1024
 LATER = 1.5  # than the server itself drops a stream, which it can explain
 
@@ -40,9 +42,12 @@ class Line:
         transport = self._protocol.transport
         if transport.is_closing():
             return 0
-        number = transport.get_extra_info("socket").fileno()
-        queued = struct.unpack("i", fcntl.ioctl(number, termios.TIOCOUTQ, b"\0" * 4))[0]
-        return int(queued) + transport.get_write_buffer_size()
+        num_bytes = transport.get_write_buffer_size()
+        if sys.platform == "linux":
+            number = transport.get_extra_info("socket").fileno()
+            queued = fcntl.ioctl(number, termios.TIOCOUTQ, bytes(_INT.size))
+            num_bytes += int(_INT.unpack(queued)[0])
+        return num_bytes
 
     def let_go(self, linger_s: float) -> None:
         """No ``send`` waits for the client any more, and the connection ends after this response:
@@ -56,7 +61,7 @@ class Line:
         if not transport.is_closing() or transport.get_write_buffer_size():
             # Without this the kernel would go on trying to deliver what it has.
             its_socket = transport.get_extra_info("socket")
-            its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
             transport.abort()
 
 
@@ -89,9 +94,14 @@ def limit_connections(listener: socket.socket, stall_s: float) -> None:
     """
     silence_s = stall_s * LATER
     probe_s = max(1, round(silence_s / (NUM_PROBES + 1)))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(silence_s * 1000))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe_s)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, NUM_PROBES)
+    options = {
+        "TCP_NOTSENT_LOWAT": MAX_UNSENT_BYTES,
+        "TCP_USER_TIMEOUT": round(silence_s * 1000),
+        "TCP_KEEPIDLE": probe_s,
+        "TCP_KEEPINTVL": probe_s,
+        "TCP_KEEPCNT": NUM_PROBES,
+    }
+    for name, value in options.items():
+        if hasattr(socket, name):  # Linux has them all
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

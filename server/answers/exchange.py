@@ -48,12 +48,11 @@ async def _response(server: Server, who: str, accepting: Accepting) -> Response:
             await answer.close()
             return response
         first = await first_arrivals(answer)
+        patience = Patience(server.settings.max_unread_tokens, server.settings.stall_s)
+        return AnswerEvents(answer, form, first, patience, who)  # which closes the answer
     except BaseException:
         await answer.close()
         raise
-    settings = server.settings
-    patience = Patience(settings.max_unread_tokens, settings.stall_s)
-    return AnswerEvents(answer, form, first, patience, who)  # which closes the answer
 
 
 async def _gone(request: Request) -> None:

@@ -34,6 +34,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: error("Something in the request is wrong; `param` names the field."),
     401: error("No key, or an unknown one."),
     404: error("No such model."),
+    408: error("The answer was not finished by its deadline."),
     413: error("The body is too large."),
     429: error("Too much is running; `Retry-After` says when to come back."),
     500: error("A failure of the server; `x-request-id` finds it in the log."),
