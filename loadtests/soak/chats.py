@@ -10,7 +10,8 @@ import asyncio
 import random
 from typing import Any
 
-from loadtests.soak.client import CHAT, COMPLETION, NOT_NOW, Ask, Call, Client
+from loadtests.soak.asks import CHAT, COMPLETION, NOT_NOW, Ask, Call
+from loadtests.soak.client import Client
 from loadtests.soak.world import TRIAL, World
 
 JSON = dict[str, Any]

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from loadtests.soak.asks import GIVEN_UP
 from loadtests.soak.book import Book, Outcome
-from loadtests.soak.client import GIVEN_UP
 from loadtests.soak.server import MAX_HOST_ADAPTERS, Sample
 
 JSON = dict[str, Any]

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loadtests.soak.asks import CHAT, NOT_NOW, Ask, Call
 from loadtests.soak.chats import GREEDY, QUESTIONS
-from loadtests.soak.client import CHAT, NOT_NOW, Ask, Call, Client
+from loadtests.soak.client import Client
 from loadtests.soak.folders import write_folder
 from loadtests.soak.meaning import GONE, Meaning
 from loadtests.soak.world import TRIAL, Version, World

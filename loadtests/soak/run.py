@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loadtests.soak import checks
+from loadtests.soak.asks import Ask, Call
 from loadtests.soak.chats import (
     GREEDY,
     QUESTIONS,
@@ -24,7 +25,7 @@ from loadtests.soak.chats import (
     take_part,
 )
 from loadtests.soak.checks import Check
-from loadtests.soak.client import Ask, Call, Client
+from loadtests.soak.client import Client
 from loadtests.soak.meaning import GONE
 from loadtests.soak.operators import Operators
 from loadtests.soak.server import GRACE_S, Sample, Soaked
