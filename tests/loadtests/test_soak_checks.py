@@ -1,4 +1,4 @@
-"""The end of a soak: each kind of leak and disagreement fails it, what is only possible does not."""
+"""The end of a soak: each kind of leak and disagreement fails it, what is possible does not."""
 
 from __future__ import annotations
 
