@@ -32,4 +32,4 @@ class Trouble:
         """It worked."""
         if self.reason is not None:
             self.reason = None
-            log.warning("no longer so: %s", self._what)
+            log.warning("it works again: no longer %s", self._what)

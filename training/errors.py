@@ -11,11 +11,16 @@ BaseException
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Literal
 
-from artifacts.errors import InvalidData, InvalidInput, LoraloopError, NotFound
+from artifacts.errors import InvalidData, InvalidInput, LoraloopError, NotFound, StorageError
+from artifacts.storage import storage_error
 
-FailureCode = Literal["invalid_data", "invalid_config", "gate", "out_of_memory", "internal"]
+FailureCode = Literal[
+    "invalid_data", "invalid_config", "gate", "out_of_memory", "storage", "internal"
+]
 
 
 class InvalidConfig(InvalidInput):
@@ -40,6 +45,7 @@ _CODES: tuple[tuple[type[BaseException], FailureCode], ...] = (  # the most spec
     (NotFound, "invalid_config"),
     (GateFailed, "gate"),
     (MemoryError, "out_of_memory"),
+    (StorageError, "storage"),
 )
 
 
@@ -57,3 +63,25 @@ def failure_code(error: Exception) -> FailureCode:
     if type(error) is RuntimeError and _CPU_ALLOCATOR in str(error):
         return "out_of_memory"
     return next((code for kind, code in _CODES if isinstance(error, kind)), "internal")
+
+
+# What libraries written in other languages make of an error number: nothing else of it is left.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_TORCH_WRITER = "inline_container.cc"
+
+
+def storage_problem(error: Exception) -> StorageError | None:
+    """The failure of a disk or database behind ``error``, which libraries wrap in their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageError):
+            return cause
+        if isinstance(cause, OSError) and (problem := storage_error(cause)) is not None:
+            return problem
+        if type(cause).__name__ == "SafetensorError" and (found := _RUST_ERROR.search(str(cause))):
+            number = int(found[1])
+            return storage_error(OSError(number, os.strerror(number)), "the weights")
+        if type(cause) is RuntimeError and _TORCH_WRITER in str(cause):
+            return StorageError("a checkpoint could not be written; look for space on its disk")
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -1,10 +1,12 @@
 """The outermost frame of a training process: one run from configuration to exit code.
 
-Every end is told exactly once: published (0), failed (1), interrupted (3).
+Every end is told exactly once: published (0), failed (1), interrupted (3); failed for want of disk
+or database (4), which a resumed run may outlive: its checkpoints stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -16,7 +18,7 @@ from typing import Literal
 from artifacts.errors import InvalidData
 from artifacts.home import Home
 from training.config import TrainingConfig, load_config
-from training.errors import Interrupted, failure_code
+from training.errors import Interrupted, failure_code, storage_problem
 from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
 from training.inputs import load_inputs
 from training.run_folder import RunFolder
@@ -25,6 +27,7 @@ from training.signals import StopRequest
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 3
+EXIT_STORAGE = 4
 
 
 def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"]) -> int:
@@ -59,8 +62,10 @@ def _run_and_tell(
         reporter.emit({"event": "interrupted", "step": interruption.step})
         return EXIT_INTERRUPTED
     except Exception as error:  # the loop boundary: a run never ends without saying why
-        _tell_failure(error, reporter)
-        return EXIT_FAILED
+        problem = storage_problem(error)
+        with contextlib.suppress(OSError):  # a full disk takes no last words either
+            _tell_failure(problem or error, reporter)
+        return EXIT_FAILED if problem is None else EXIT_STORAGE
     return EXIT_OK
 
 

@@ -64,9 +64,12 @@ class JobEnd:
                 message = "The job was paused; resuming continues from its last checkpoint."
                 await self._move(job, "paused", message, **finished_values())
             case "interrupted":
+                why = "The server stopped while the job ran."
+                if outcome.error is not None:
+                    why = f"The job was interrupted: {outcome.error.message}"
                 message = (
-                    "The server stopped while the job ran; POST "
-                    f"/v1/fine_tuning/jobs/{job.id}/resume continues from its last checkpoint."
+                    f"{why} POST /v1/fine_tuning/jobs/{job.id}/resume continues from its last "
+                    "checkpoint."
                 )
                 await self._move(job, "interrupted", message, level="warn", **finished_values())
 

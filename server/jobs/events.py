@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
+from server.jobs.patience import IsOver, Patience
 from server.jobs.states import Evidence
 from server.jobs.store import JobStore
 from server.tables import JobRow
@@ -40,9 +42,11 @@ class Throttle:
 class EventRecorder:
     """Stores what one run says and collects the evidence for its end."""
 
-    def __init__(self, store: JobStore, job: JobRow) -> None:
+    def __init__(self, store: JobStore, job: JobRow, patience: Patience, is_over: IsOver) -> None:
         self.evidence = Evidence()
         self._store = store
+        self._patience = patience
+        self._is_over = is_over
         self._job_id = job.id
         self._tokens_before = job.trained_tokens or 0  # by earlier runs of a resumed job
         self._total_steps: int | None = None
@@ -51,7 +55,10 @@ class EventRecorder:
         self._losses: dict[str, Any] = {}  # the latest, for checkpoints
 
     async def handle(self, event: dict[str, Any]) -> None:
-        """Record one event; kinds that we do not know are ignored."""
+        """Record one event, however long it takes; kinds that we do not know are ignored.
+
+        Raises StorageError if it cannot be recorded and the server stops.
+        """
         self.evidence.add(event)
         match event.get("event"):
             case "started":
@@ -70,7 +77,7 @@ class EventRecorder:
             f"Training started: {event.get('num_train')} training, {event.get('num_validation')} "
             f"validation and {event.get('num_test')} test examples, {self._total_steps} steps"
         )
-        await asyncio.to_thread(
+        await self._record(
             self._store.move,
             self._job_id,
             "running",
@@ -111,11 +118,16 @@ class EventRecorder:
         if step is None:
             return
         metrics = {"step": step, **self._losses}
-        await asyncio.to_thread(self._store.add_checkpoint, self._job_id, step, metrics)
+        await self._record(self._store.add_checkpoint, self._job_id, step, metrics)
 
     async def _add(self, message: str, type: str, payload: dict[str, Any], **values: Any) -> None:
-        await asyncio.to_thread(
+        await self._record(
             self._store.add_event, self._job_id, message, type=type, payload=payload, **values
+        )
+
+    async def _record(self, write: Callable[..., Any], *arguments: Any, **values: Any) -> None:
+        await self._patience.outlast(
+            lambda: asyncio.to_thread(write, *arguments, **values), self._is_over
         )
 
 

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from artifacts.errors import StorageError
+from artifacts.storage import storage_errors
 from server.jobs.child import Niceness, TrainingChild
 from server.jobs.events import EventRecorder
 from server.jobs.folder import JobFolder
 from server.jobs.memory import limit_bytes, over_limit, until_over
+from server.jobs.patience import Patience
 from server.jobs.pause_rule import Change
 from server.jobs.progress import ProgressFile, last_lines
 from server.jobs.states import JobError, Outcome, Stopping, decide
@@ -38,12 +40,20 @@ class ChildPlan:
 class JobRun:
     """A run that ``follow`` carries out and ``stop`` may end early, from another task."""
 
-    def __init__(self, job: JobRow, folder: JobFolder, store: JobStore, plan: ChildPlan) -> None:
+    def __init__(
+        self,
+        job: JobRow,
+        folder: JobFolder,
+        store: JobStore,
+        plan: ChildPlan,
+        patience: Patience,
+    ) -> None:
         self.job = job
         self.folder = folder
         self.ended = asyncio.Event()  # set by the owner once the outcome is on record
         self._store = store
         self._plan = plan
+        self._patience = patience
         self._stopping: Stopping | None = None
         self._child: TrainingChild | None = None
         self._killed_for: JobError | None = None
@@ -53,12 +63,20 @@ class JobRun:
         return self._child is not None and self._child.is_frozen
 
     async def follow(self, config: dict[str, Any]) -> Outcome:
-        """Run the child and record what it says. Never leaves a child behind."""
+        """Run the child and record what it says. Never leaves a child behind.
+
+        Raises StorageError if the server stops while something cannot be recorded.
+        """
+        progress = ProgressFile(self.folder.progress)
+        try:
+            await self._patience.outlast(
+                lambda: asyncio.to_thread(self._prepare, config, progress),
+                lambda: self._stopping is not None,
+            )
+        except StorageError:
+            return self._outcome_of_no_run()
         if self._stopping is not None:
             return self._outcome_of_no_run()
-        await asyncio.to_thread(self.folder.prepare, config)
-        progress = ProgressFile(self.folder.progress)
-        await asyncio.to_thread(progress.mark_run, resumed=self.job.resumed)
         command = [*self._plan.command, str(self.folder.config), *self._plan.arguments]
         try:
             child = self._child = await TrainingChild.spawn(
@@ -75,6 +93,15 @@ class JobRun:
             return await self._follow_child(child)
         finally:
             await child.stop(0)
+
+    def is_leaving(self) -> bool:
+        """The server stops: what cannot be recorded now is settled at its next start."""
+        return self._stopping == "shutdown"
+
+    def _prepare(self, config: dict[str, Any], progress: ProgressFile) -> None:
+        with storage_errors(self.folder.root):
+            self.folder.prepare(config)
+            progress.mark_run(resumed=self.job.resumed)
 
     async def stop(self, why: Stopping, grace_s: float) -> None:
         """End the run; returns once its child is gone. The owner still has to conclude it."""
@@ -100,12 +127,13 @@ class JobRun:
         )
 
     async def _follow_child(self, child: TrainingChild) -> Outcome:
-        await asyncio.to_thread(
-            self._store.update, self.job.id, pid=child.pid, pid_started_at=child.started_at
+        facts = {"pid": child.pid, "pid_started_at": child.started_at}
+        await self._patience.outlast(
+            lambda: asyncio.to_thread(self._store.update, self.job.id, **facts), self.is_leaving
         )
         if self._stopping is not None:  # asked while it was being started
             await child.stop(0)
-        recorder = EventRecorder(self._store, self.job)
+        recorder = EventRecorder(self._store, self.job, self._patience, self.is_leaving)
         watch = asyncio.create_task(self._keep_within_memory(child))
         try:
             async for event in child.events():

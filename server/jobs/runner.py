@@ -12,12 +12,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from artifacts.errors import Conflict, NotFound
+from artifacts.errors import Conflict, NotFound, StorageError
 from artifacts.home import Home
 from server.files import FileStore
 from server.jobs.child import find_by_argument, stop_orphan
 from server.jobs.end import JobEnd, description_of
 from server.jobs.folder import JobFolder
+from server.jobs.patience import Patience, never
 from server.jobs.pause_rule import PauseLimits
 from server.jobs.pauses import FirstTokenP90, Pauses
 from server.jobs.progress import ProgressFile
@@ -63,6 +64,7 @@ class JobRunner:
         self._runs: dict[str, JobRun] = {}
         self._pauses = Pauses(limits.pauses, first_token_p90_s, self._runs.values)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._patience = Patience()
         self._wake = asyncio.Event()
         self._background: list[asyncio.Task[None]] = []
 
@@ -94,10 +96,10 @@ class JobRunner:
         while True:
             try:
                 if not has_recovered:
-                    await self._recover()
+                    await self._patience.outlast(self._recover, never)
                     has_recovered = True
-                await self._start_next()
-            except Exception:  # the database failed: everything is on record, try again
+                await self._patience.outlast(self._start_next, never)
+            except Exception:  # a bug of ours: everything is on record, try again
                 log.exception("the job queue could not be read")
                 asyncio.get_running_loop().call_later(1.0, self._wake.set)
             await self._wake.wait()
@@ -109,7 +111,8 @@ class JobRunner:
             waiting = [job for job in queued if job.id not in self._runs]
             if not waiting:
                 return
-            run = JobRun(waiting[0], self.folder(waiting[0].id), self.store, self._limits.child)
+            job, plan = waiting[0], self._limits.child
+            run = JobRun(job, self.folder(job.id), self.store, plan, self._patience)
             self._runs[run.job.id] = run
             task = asyncio.create_task(self._carry_out(run), name=f"job {run.job.id}")
             self._tasks.add(task)
@@ -117,12 +120,14 @@ class JobRunner:
 
     async def _carry_out(self, run: JobRun) -> None:
         """From the queue to a recorded end, whatever happens in between."""
-        job = run.job
+        job, outlast = run.job, self._patience.outlast
         try:
-            moved = await asyncio.to_thread(self._begin, job)
+            moved = await outlast(lambda: asyncio.to_thread(self._begin, job), run.is_leaving)
             if moved is not None:  # else it was cancelled or paused a moment ago
                 outcome = await self._train(run)
-                await self._end.conclude(job, run.folder, outcome)
+                await outlast(lambda: self._end.conclude(job, run.folder, outcome), run.is_leaving)
+        except StorageError as error:
+            log.error("job %s is left to the next start as it is on record: %s", job.id, error)
         except Exception as error:
             log.exception("job %s failed in the server", job.id)
             await self._give_up(run, error)
@@ -144,7 +149,9 @@ class JobRunner:
 
     async def _train(self, run: JobRun) -> Outcome:
         try:
-            file = await asyncio.to_thread(self._files.get, run.job.training_file)
+            file = await self._patience.outlast(
+                lambda: asyncio.to_thread(self._files.get, run.job.training_file), run.is_leaving
+            )
         except NotFound as error:
             return Outcome("failed", error=_missing_file(str(error)))
         if not file.path.exists():
@@ -161,7 +168,9 @@ class JobRunner:
     async def _give_up(self, run: JobRun, error: Exception) -> None:
         reason = f"The server failed on this job ({type(error).__name__}); its log says more."
         try:
-            await self._end.give_up(run.job, run.folder, reason)
+            await self._patience.outlast(
+                lambda: self._end.give_up(run.job, run.folder, reason), run.is_leaving
+            )
         except Exception:  # even that: it stays on record as running, the next start settles it
             log.exception("job %s could not be marked failed", run.job.id)
 
@@ -170,6 +179,8 @@ class JobRunner:
         for job in await asyncio.to_thread(self.store.in_status, ON_CHILD):
             try:
                 await self._settle(job)
+            except StorageError:
+                raise  # all of it is tried again
             except Exception:
                 log.exception("job %s of a former server could not be settled", job.id)
         for job in await asyncio.to_thread(self.store.in_status, ("failed", "cancelled")):

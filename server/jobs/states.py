@@ -35,6 +35,7 @@ ENDED: tuple[Status, ...] = ("succeeded", "failed", "cancelled")
 UNFINISHED: tuple[Status, ...] = (*ON_CHILD, "queued", *RESUMABLE)
 
 EXIT_INTERRUPTED = 3  # training's exit code after SIGTERM: a checkpoint was kept
+EXIT_STORAGE = 4  # the disk or the database failed under it: checkpoints were kept
 _MAX_ROWS_SHOWN = 20
 
 
@@ -92,7 +93,9 @@ def decide(
         return Outcome("cancelled", published=evidence.published or {})
     if evidence.published is not None:  # it finished before it noticed that it should stop
         return Outcome("publish", published=evidence.published)
-    if evidence.failed is not None:
+    if exit_code == EXIT_STORAGE and stopping is None:
+        return Outcome("interrupted", error=_storage_error(evidence.failed, last_lines))
+    if evidence.failed is not None and exit_code != EXIT_STORAGE:
         return Outcome("failed", error=reported_error(evidence.failed))
     if killed_for is not None:
         return Outcome("failed", error=killed_for)
@@ -101,6 +104,13 @@ def decide(
     if stopping == "shutdown" or exit_code == EXIT_INTERRUPTED or evidence.interrupted:
         return Outcome("interrupted")
     return Outcome("failed", error=_silent_death(exit_code, last_lines))
+
+
+def _storage_error(event: dict[str, Any] | None, last_lines: str) -> JobError:
+    if event is not None:
+        return reported_error(event)
+    # A full disk may have taken its last words as well.
+    return JobError("storage", f"The disk or the database failed while it trained.\n{last_lines}")
 
 
 def reported_error(event: dict[str, Any]) -> JobError:
