@@ -6,10 +6,6 @@ The heavy half: importing this takes seconds (torch, transformers' Trainer, PEFT
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +18,7 @@ from artifacts.architecture import linear_shapes
 from artifacts.errors import AdapterRejected
 from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion
+from artifacts.scratch import scratch_folder
 from training.adapter_model import attach_adapter, save_adapter
 from training.errors import GateFailed
 from training.evaluation import HeldOutLoss, held_out_loss
@@ -68,7 +65,7 @@ def run_pipeline(
     session = _open_session(inputs, folder, reporter, stop)
     trainer = _load(inputs, session)
     run_training(trainer, session)
-    with _scratch_folder(inputs) as scratch:
+    with scratch_folder(inputs.home.tmp, "train-") as scratch:
         evaluation = _evaluate(trainer, inputs, session, scratch)
         check_gate(evaluation.base, evaluation.adapter, evaluation.probe)
         draft = _draft(inputs, session, evaluation)
@@ -176,13 +173,3 @@ def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-@contextmanager
-def _scratch_folder(inputs: Inputs) -> Iterator[Path]:
-    """Beside the registry, so that publishing is a rename; gone afterwards whatever happens."""
-    folder = Path(tempfile.mkdtemp(prefix="train-", dir=inputs.home.tmp))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
