@@ -4,6 +4,7 @@
 #   make run [ARGS=…]            the server
 #   make bench [ARGS=…]          the engine's figures beside their floors, in process and over HTTP
 #   make bench-peers [ARGS=…]    the same loads on other servers in turns (installs them in .venv-peers)
+#   make bench-training [ARGS=…] first tokens of a running server, with a training job and without
 #   make loadtest SCENARIO=chat|mixed|ab|hotswap
 #   make soak [ARGS=…]           everything at once for 20 minutes: no request may be lost
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the CPU build, smaller).
@@ -27,10 +28,10 @@ USERS ?= 8
 TIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run check format bench bench-peers loadtest soak clean
+.PHONY: help setup demo test run check format bench bench-peers bench-training loadtest soak clean
 
 help:
-	@sed -n '2,9s/^# *//p' Makefile
+	@sed -n '2,10s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -65,6 +66,9 @@ bench: setup
 
 bench-peers: setup $(PEERS_STAMP)
 	$(BIN)/python -m loadtests.peers $(ARGS)
+
+bench-training: setup
+	$(BIN)/python -m loadtests.beside_training --url $(HOST) $(ARGS)
 
 # torchvision goes again: text needs none of it, and a build for another torch breaks transformers.
 $(PEERS_STAMP): Makefile

@@ -60,7 +60,10 @@ class Heard:
 
 
 def hear(target: Target, traffic: Traffic, seconds: float, seed: int) -> Heard:
-    """Keep the traffic up for ``seconds``. None may fail: raises BadAnswer, BrokenStream, OSError."""
+    """Keep the traffic up for ``seconds``.
+
+    A failure raises BadAnswer, BrokenStream or OSError.
+    """
     load = Load("steady", traffic.title, 1, traffic.num_prompt, traffic.num_new)
     # Made beforehand: the client must not compute while it clocks.
     num_bodies = int(seconds * (traffic.rate or 50 * traffic.num_streams)) + MAX_OPEN
