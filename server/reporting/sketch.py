@@ -43,8 +43,12 @@ class DurationSketch:
 
     def pack(self) -> None:
         """Keep what was counted so far in a fifth of the memory."""
-        self._packed = array("i", chain.from_iterable(self._items()))
-        self._buckets = {}
+        if self._buckets:
+            whole = DurationSketch()
+            whole.merge(self)  # each bucket once
+            width = "i" if self.count < 1 << 31 else "q"
+            self._packed = array(width, chain.from_iterable(whole._buckets.items()))
+            self._buckets = {}
 
     def merge(self, other: DurationSketch) -> None:
         """Count everything that ``other`` counted."""

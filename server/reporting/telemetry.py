@@ -130,6 +130,16 @@ class Series:
                 total.merge(tally)
         return total
 
+    def rest(self) -> None:
+        """Take less memory unless a request runs: forget what no window shows, pack the rest."""
+        if self.num_running:
+            return
+        oldest = int((self._clock() - MAX_WINDOW_S) / SLOT_S)
+        while self._slots and self._slots[0][0] < oldest:
+            self._slots.popleft()
+        for tally in (self.since_start, *(tally for _, tally in list(self._slots)[-1:])):
+            tally.pack()
+
     def enter(self) -> None:
         if self.num_running == 0:
             self._busy_from = self._clock()
@@ -267,6 +277,8 @@ class Telemetry:
         series = group.get(key)
         if series is None:
             self._make_room(group)
+            for other in group.values():  # new versions come as old ones are asked no more
+                other.rest()
             series = group[key] = Series(self._clock)
         group.move_to_end(key)
         return series

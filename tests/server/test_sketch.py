@@ -76,6 +76,13 @@ def test_packing_changes_nothing_whenever_it_is_done() -> None:
         assert sketch.cumulative([0.1, 1.0, math.inf]) == whole.cumulative([0.1, 1.0, math.inf])
 
 
+def test_a_packed_sketch_holds_more_than_32_bits_can_count() -> None:
+    sketch = DurationSketch()
+    sketch.add(0.5, count=3 << 31)
+    sketch.pack()
+    assert sketch.cumulative([math.inf]) == [3 << 31]
+
+
 def test_cumulative_counts_are_monotone_and_end_at_the_count() -> None:
     sketch = DurationSketch()
     for value in (0.002, 0.011, 0.05, 0.5, 100.0):

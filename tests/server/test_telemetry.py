@@ -112,6 +112,28 @@ def test_a_quarter_of_an_hour_takes_little_memory() -> None:
     assert used / (NUM_SLOTS * num_adapters) < 2000  # bytes per adapter and slot
 
 
+def test_adapters_that_are_asked_no_more_take_little_memory() -> None:
+    clock = Clock()
+    source, num_adapters = random.Random(0), 100
+    telemetry = Telemetry(clock)
+    tracemalloc.start()
+    try:
+        for adapter in range(num_adapters):
+            for _ in range(6):
+                timer = telemetry.begin(f"a@{adapter}", None, clock.now)
+                for _ in range(200):
+                    clock.now += source.lognormvariate(-5, 1)
+                    timer.tokens(1)
+                timer.finish("ok")
+                clock.now = SLOT_S * (clock.now // SLOT_S + 1)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert telemetry.report()["adapters"]["a@0"]["completion_tokens"] == 1200
+    assert "a@99" in telemetry.report(60)["adapters"]
+    assert used / num_adapters < 10_000
+
+
 def test_looking_at_idle_adapters_takes_no_memory() -> None:
     clock = Clock()
     telemetry = Telemetry(clock)
