@@ -90,6 +90,16 @@ def test_only_a_short_run_on_torch_may_grow() -> None:
     assert checks.allowed_growth(45, is_exact=False) > checks.MAX_GROWTH
 
 
+def test_a_soak_in_which_something_never_happened_fails() -> None:
+    book = Book()
+    assert not holds(checks.everything_happened(book))
+    book.kinds.update(checks.WANTED)
+    assert holds(checks.everything_happened(book))
+    engine = {"preemptions": 1, "suspensions": 1}
+    assert holds(checks.was_tight({"engine": engine}))
+    assert not holds(checks.was_tight({"engine": engine | {"preemptions": 0}}))
+
+
 def test_descriptors_and_threads_come_back() -> None:
     before = sample(1.0)
     assert holds(*checks.process_is_as_before(before, sample(2.0, fds=28, threads=9)))
@@ -127,6 +137,8 @@ def test_the_audit_log_must_have_exactly_what_was_done() -> None:
         ({"requests": 4, "errors": 1}, False),
         ({"requests": 4, "timed_out": 1}, True),
         ({"requests": 5, "dropped": 2}, False),
+        ({"requests": 4, "dropped": 1}, True),
+        ({"requests": 3, "dropped": 1}, False),  # then only two were answered
         ({"rejected": 0}, False),
         ({"rejected": 3}, False),
     ],
