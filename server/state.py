@@ -19,6 +19,7 @@ from server.engine.request import Delta, EngineStats, GenerationRequest
 from server.live_catalog import LiveCatalog
 from server.reporting.memory import MemoryMeter
 from server.settings import Settings
+from server.trouble import Trouble
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -144,6 +145,16 @@ class Server:
     def __post_init__(self) -> None:
         self.catalog = LiveCatalog(self.registry)
         self.admission = Admission.of(self.settings)
+
+    @property
+    def troubles(self) -> dict[str, Trouble]:
+        """What may fail while answers go on, by the part of the server that would suffer."""
+        return {
+            "registry": self.catalog.trouble,
+            "answers": self.feedback.trouble,
+            "audit": self.audit.trouble,
+            "jobs": self.jobs.trouble,
+        }
 
     @cached_property
     def longest_token(self) -> int:

@@ -14,22 +14,17 @@ class Trouble:
     """``what`` is the sentence's beginning: "answers cannot be recorded". Any thread."""
 
     def __init__(self, what: str) -> None:
-        self._what = what
-        self.reason: str | None = None  # None: all is well
-
-    @property
-    def report(self) -> str | None:
-        """One line for readiness, or None."""
-        return None if self.reason is None else f"{self._what}: {self.reason}"
+        self.what = what
+        self.reason: str | None = None  # None: all is well. It names places on this machine.
 
     def begin(self, error: Exception) -> None:
         """It failed."""
         is_new, self.reason = self.reason is None, str(error)
         if is_new:
-            log.error("%s: %s", self._what, error)
+            log.error("%s: %s", self.what, error)
 
     def end(self) -> None:
         """It worked."""
         if self.reason is not None:
             self.reason = None
-            log.warning("it works again: no longer %s", self._what)
+            log.warning("it works again: no longer %s", self.what)

@@ -11,10 +11,10 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from artifacts.errors import InvalidName, LoraloopError, NotFound
+from artifacts.errors import Conflict, InvalidName, LoraloopError, NotFound, StorageError
 from artifacts.names import parse_ref
 from server.audit import SERVER, AuditLog
-from server.engine.errors import EngineClosed, EngineError
+from server.engine.errors import EngineError
 from server.jobs.folder import JobFolder
 from server.jobs.run import ended_values, finished_values
 from server.jobs.states import ON_CHILD, JobError, Outcome
@@ -66,7 +66,7 @@ class JobEnd:
             case "interrupted":
                 why = "The server stopped while the job ran."
                 if outcome.error is not None:
-                    why = f"The job was interrupted: {outcome.error.message}"
+                    why = f"The job was interrupted: {outcome.error.message}."
                 message = (
                     f"{why} POST /v1/fine_tuning/jobs/{job.id}/resume continues from its last "
                     "checkpoint."
@@ -92,9 +92,11 @@ class JobEnd:
         load_s: float | None = None
         try:
             load_s = await self._adapters.load(version)
-        except EngineClosed:  # the server is stopping; the first request after its start loads it
-            log.info("%s was published while the server was stopping", version.id)
-        except (LoraloopError, EngineError) as error:
+        except StorageError:
+            raise  # tried again
+        except EngineError as error:  # it stops, or has no memory left: its first request loads it
+            log.warning("%s is published and not loaded yet: %s", version.id, error)
+        except LoraloopError as error:
             log.warning("%s did not pass the load gate: %s", version.id, error)
             await self._discard(folder, version)
             error_ = JobError("load_gate", f"The new version cannot be served: {error}")
@@ -108,7 +110,6 @@ class JobEnd:
             "duration_s": outcome.published.get("duration_s"),
             "metrics": dict(version.manifest.metrics),
         }
-        await self._audit_server("adapter.publish", version.id, job=job.id, load_s=load_s)
         await asyncio.to_thread(
             self._store.add_event,
             job.id,
@@ -118,6 +119,7 @@ class JobEnd:
         message = "The job has successfully completed"
         values = {**ended_values(), "version": version.version, "result": result}
         await self._move(job, "succeeded", message, **values)
+        await self._audit_server("adapter.publish", version.id, job=job.id, load_s=load_s)
 
     async def _fail(self, job: JobRow, folder: JobFolder, error: JobError) -> None:
         await self._discard(folder, None)
@@ -149,6 +151,9 @@ class JobEnd:
                 self._registry.remove, version.name, version.version, force=True
             )
         except NotFound:
+            return
+        except Conflict as error:  # somebody has come to rely on it meanwhile
+            log.warning("%s", error)
             return
         await self._audit_server("adapter.remove", version.id)
 

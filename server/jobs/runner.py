@@ -26,6 +26,7 @@ from server.jobs.run import ChildPlan, JobRun, ended_values
 from server.jobs.states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
 from server.jobs.store import JobStore
 from server.tables import JobRow
+from server.trouble import Trouble
 
 log = logging.getLogger("loraloop.server")
 
@@ -86,6 +87,11 @@ class JobRunner:
         await asyncio.gather(*(run.stop("shutdown", grace_s) for run in self._runs.values()))
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    @property
+    def trouble(self) -> Trouble:
+        """What keeps jobs from being recorded."""
+        return self._patience.trouble
 
     def report(self) -> dict[str, Any]:
         """What training does to the machine, for statistics."""

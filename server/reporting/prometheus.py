@@ -79,6 +79,7 @@ class ServerMetrics(Collector):
         yield from self._engine_metrics()
         yield from self._memory_metrics()
         yield from self._training_metrics()
+        yield from self._trouble_metrics()
 
     def _label(self, adapter_id: str) -> str:
         return self._server.base.id if adapter_id == BASE else adapter_id
@@ -109,6 +110,16 @@ class ServerMetrics(Collector):
         rss, peak = memory.rss_bytes(), memory.rss_peak_bytes()
         yield _gauge("loraloop:rss_bytes", rss, "Resident memory of the server.", base_id)
         yield _gauge("loraloop:rss_peak_bytes", peak, "Its peak since start or reset.", base_id)
+
+    def _trouble_metrics(self) -> Iterator[Metric]:
+        gauge = GaugeMetricFamily(
+            "loraloop:storage_trouble",
+            "1 while this part cannot be read or written; answers go on.",
+            labels=["model_name", "part"],
+        )
+        for part, trouble in self._server.troubles.items():
+            gauge.add_metric([self._server.base.id, part], float(trouble.reason is not None))
+        yield gauge
 
     def _training_metrics(self) -> Iterator[Metric]:
         base_id, now = self._server.base.id, self._server.jobs.report()

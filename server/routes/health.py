@@ -18,10 +18,14 @@ async def live() -> dict[str, str]:
 
 @router.get("/ready", summary="Does it take requests?", responses={503: {"description": "Not now"}})
 async def ready(server: ServerDep) -> JSONResponse:
-    """200, or 503 with the reason while starting, draining or broken."""
+    """200, or 503 with the reason while starting, draining or broken.
+
+    ``problems`` are what fails while answers go on; the log says why.
+    """
     reason = server.lifecycle.reason_not_ready
     if reason is None and not server.engine.stats().is_healthy:
         reason = "the engine has failed"
     if reason is not None:
         return JSONResponse({"status": "not ready", "reason": reason}, 503, {"Retry-After": "2"})
-    return JSONResponse({"status": "ready", "model": server.base.id})
+    problems = [each.what for each in server.troubles.values() if each.reason is not None]
+    return JSONResponse({"status": "ready", "model": server.base.id, "problems": problems})

@@ -29,6 +29,11 @@ async def stats(server: ServerDep, caller: Admin, window: Window = None) -> dict
         "memory": await asyncio.to_thread(_memory, server),
         "engine": _engine(server),
         "training": server.jobs.report(),
+        "problems": {
+            part: f"{trouble.what}: {trouble.reason}"
+            for part, trouble in server.troubles.items()
+            if trouble.reason is not None
+        },
         "admission": server.admission.report(),
     }
 

@@ -16,6 +16,7 @@ from server.engine.request import (
     Timing,
     TokenLogprob,
 )
+from server.trouble import Trouble
 
 EOS = 1
 FIRST_ID = 3  # ids 0…2 are special, the next ones stand for WORDS
@@ -258,6 +259,9 @@ class FakeAdapters:
 
 class FakeJobs:
     """No job has ever run."""
+
+    def __init__(self) -> None:
+        self.trouble = Trouble("jobs")
 
     def report(self) -> dict[str, Any]:
         return {"running": 0, "is_paused": False, "pauses": 0, "paused_s": 0.0}

@@ -29,7 +29,11 @@ async def test_readiness_says_why_not(
     response = await web.get("/health/ready")
     assert (response.status_code, response.json()["reason"]) == (503, "starting")
     fake_server.lifecycle.reason_not_ready = None
-    assert (await web.get("/health/ready")).json() == {"status": "ready", "model": "tiny-base"}
+    assert (await web.get("/health/ready")).json() == {
+        "status": "ready",
+        "model": "tiny-base",
+        "problems": [],
+    }
     engine.is_healthy = False
     response = await web.get("/health/ready")
     assert response.status_code == 503

@@ -2,9 +2,10 @@
 
 A line of the data file is a step: {"emit": event}, {"raw": text}, {"stderr": text}, {"sleep": s},
 {"wait": true} (until SIGTERM, then checkpoint and exit 3), {"ignore_sigterm": true},
-{"kill": signal}, {"exit": code}, {"publish": true}, {"register": true} (publish without saying so),
-{"checkpoint": step}, {"touch": path}, {"publishing": s} (says so and takes its time),
-{"take_memory": bytes}, {"child_takes_memory": bytes}.
+{"lose_storage": message} (a checkpoint, then exit 4), {"kill": signal}, {"exit": code},
+{"publish": true}, {"register": true} (publish without saying so), {"checkpoint": step},
+{"touch": path}, {"publishing": s} (says so and takes its time), {"take_memory": bytes},
+{"child_takes_memory": bytes}.
 """
 
 from __future__ import annotations
@@ -67,6 +68,15 @@ def wait(_: bool, config: dict[str, Any]) -> int | None:
     checkpoint(7, config)
     emit({"event": "interrupted", "step": 7}, config)
     return 3
+
+
+def lose_storage(message: str, config: dict[str, Any]) -> int | None:
+    """Its disk fails behind a checkpoint; a resumed run goes on at once."""
+    if (Path(config["output_dir"]) / "checkpoint-7").exists():
+        return None
+    checkpoint(7, config)
+    emit({"event": "failed", "code": "storage", "message": message, "rows": []}, config)
+    return 4
 
 
 def ignore_sigterm(_: bool, config: dict[str, Any]) -> None:
@@ -138,6 +148,7 @@ STEPS: dict[str, Any] = {
     "stderr": say,
     "sleep": sleep,
     "wait": wait,
+    "lose_storage": lose_storage,
     "ignore_sigterm": ignore_sigterm,
     "kill": kill,
     "exit": leave,
