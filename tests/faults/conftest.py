@@ -24,12 +24,11 @@ from artifacts.importing import import_adapter
 from artifacts.registry import AdapterVersion, Registry
 from server.app import create_app
 from server.assembly import build_server
-from server.resolve import resolve_fixed
 from server.settings import Settings
 from server.state import Server
 from tests.artifacts.drafts import DRAFT, adapter_folder
 from tests.conftest import TinyBase
-from tests.server.conftest import Live, serving
+from tests.server.conftest import serving
 
 ROW = b'{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}\n'
 NUM_TOKENS = 60  # of a stream beside a fault
@@ -78,22 +77,17 @@ def folders(tiny_base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 @dataclass
-class Site:
-    """A running server, what a client asks of it, and what it answered before any fault."""
+class Client:
+    """What is asked of a server, wherever it runs.
 
-    server: Server
-    live: Live
+    ``expected`` is what whole streams said before any fault, by model: a name means the same
+    adapter in all tests.
+    """
+
+    url: str
     http: httpx.Client
-    folders: list[Path]
-    expected: dict[str, str]  # content hash → the text of its greedy stream, alone
-
-    @property
-    def home(self) -> Home:
-        return self.server.home
-
-    @property
-    def base(self) -> str:
-        return self.server.base.id
+    base: str
+    expected: dict[str, str]
 
     def chat(self, model: str, **fields: Any) -> httpx.Response:
         return self.http.post("/v1/chat/completions", json=self.body(model, max_tokens=8, **fields))
@@ -103,11 +97,6 @@ class Site:
         greedy = {"temperature": 0, "ignore_eos": True, "messages": messages}
         return {"model": model, **greedy, **fields}
 
-    def register(self, name: str, number: int) -> AdapterVersion:
-        """The next version of ``name``, not loaded."""
-        base = self.server.base
-        return import_adapter(self.server.registry, self.folders[number], name, base, max_rank=64)
-
     def upload(self, content: bytes = ROW) -> httpx.Response:
         parts = {"file": ("a.jsonl", content)}
         return self.http.post("/v1/files", files=parts, data={"purpose": "fine-tune"})
@@ -115,12 +104,15 @@ class Site:
     def admin(self, method: str, path: str, body: object = None) -> httpx.Response:
         return self.http.request(method, f"/admin/{path}", json=body)
 
+    def score(self, answer: httpx.Response) -> httpx.Response:
+        return self.http.post("/v1/feedback", json={"id": answer.json()["id"], "score": 1})
+
     def stream(self, model: str, has_begun: Callable[[], None] = lambda: None) -> str:
         """The text of one whole stream; fails if it does not end as it should."""
         body = self.body(model, stream=True, max_tokens=NUM_TOKENS)
         text, reason, lines = "", None, []
         with httpx.stream(
-            "POST", f"{self.live.url}/v1/chat/completions", json=body, timeout=30
+            "POST", f"{self.url}/v1/chat/completions", json=body, timeout=30
         ) as response:
             assert response.status_code == 200, response.read()
             for line in response.iter_lines():
@@ -140,14 +132,16 @@ class Site:
 
         Each must be whole and say what it said before anything went wrong.
         """
-        expected = {model: self._expected(model) for model in models}
+        for model in models:
+            if model not in self.expected:
+                self.expected[model] = self.stream(model)
         is_over, failures, counts = threading.Event(), [], dict.fromkeys(models, 0)
         begun = [threading.Event() for _ in models]
 
         def talk(model: str, has_begun: threading.Event) -> None:
             try:
                 while not (is_over.is_set() and counts[model]):
-                    assert self.stream(model, has_begun.set) == expected[model]
+                    assert self.stream(model, has_begun.set) == self.expected[model]
                     counts[model] += 1
             except BaseException as failure:
                 failures.append(failure)
@@ -169,12 +163,21 @@ class Site:
             raise failures[0]
 
 
-    def _expected(self, model: str) -> str:
-        target = resolve_fixed(model, self.base, self.server.registry)
-        key = target.adapter_key or self.base
-        if key not in self.expected:
-            self.expected[key] = self.stream(model)
-        return self.expected[key]
+@dataclass
+class Site(Client):
+    """A server in this process."""
+
+    server: Server
+    folders: list[Path]
+
+    @property
+    def home(self) -> Home:
+        return self.server.home
+
+    def register(self, name: str, number: int) -> AdapterVersion:
+        """The next version of ``name``, not loaded."""
+        base = self.server.base
+        return import_adapter(self.server.registry, self.folders[number], name, base, max_rank=64)
 
 
 @pytest.fixture(scope="session")
@@ -193,7 +196,7 @@ def running_site(
         serving(create_app(server)) as live,
         httpx.Client(base_url=live.url, timeout=30) as http,
     ):
-        yield Site(server, live, http, folders, expected)
+        yield Site(live.url, http, server.base.id, expected, server, folders)
     server.database.close()
 
 

@@ -18,7 +18,6 @@ from artifacts.adapter import WEIGHTS_FILE
 from artifacts.registry import AdapterVersion
 from tests.faults.conftest import Site, error_of
 
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
