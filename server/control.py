@@ -100,7 +100,7 @@ class Control:
         try:
             await asyncio.to_thread(self.feedback.flush)
         except StorageError:  # must not keep the rest of the server from stopping in order
-            log.exception("the last answers were not recorded; feedback on them will be a 404")
+            log.exception("the last answers wait in the journal for the next start")
 
 
 @dataclass(frozen=True, slots=True)
