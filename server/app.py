@@ -10,7 +10,12 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from server.errors import install_error_handlers
-from server.middleware import BodyLimitMiddleware, KeyMiddleware, RequestIdMiddleware
+from server.middleware import (
+    BodyLimitMiddleware,
+    KeyMiddleware,
+    LastResort,
+    RequestIdMiddleware,
+)
 from server.reporting.prometheus import ServerMetrics
 from server.routes import admin, chat, completions, files, fine_tuning, health, models, stats
 from server.state import Server
@@ -30,6 +35,7 @@ def create_app(server: Server) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(BodyLimitMiddleware, settings=server.settings)
     app.add_middleware(KeyMiddleware)
+    app.add_middleware(LastResort)
     app.add_middleware(RequestIdMiddleware)
     for module in ROUTES:
         app.include_router(module.router)

@@ -138,7 +138,10 @@ def error_response(error: ApiError, request: Request | None = None) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every failure of ``app`` answer in OpenAI's shape."""
+    """Make every failure of ``app`` that somebody foresaw answer in OpenAI's shape.
+
+    ``server.middleware.LastResort`` answers the others.
+    """
     app.add_exception_handler(ApiError, _known)
     app.add_exception_handler(artifact_errors.LoraloopError, _known)
     app.add_exception_handler(engine_errors.EngineError, _known)
@@ -146,13 +149,12 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OSError, _disk)
     app.add_exception_handler(ClientDisconnect, _gone)
-    app.add_exception_handler(Exception, _unforeseen)
 
 
 async def _known(request: Request, error: Exception) -> Response:
     api_error = to_api_error(error)
     if api_error is None:
-        return await _unforeseen(request, error)
+        return unforeseen(request, error)
     if api_error.status == 500 or isinstance(error, artifact_errors.StorageError):
         request_id = getattr(request.state, "request_id", "unknown")
         log.error("%s %s (%s): %s", request.method, request.url.path, request_id, error)
@@ -203,7 +205,8 @@ async def _http(request: Request, error: Exception) -> Response:
     return error_response(api_error, request)
 
 
-async def _unforeseen(request: Request, error: Exception) -> Response:
+def unforeseen(request: Request, error: BaseException) -> Response:
+    """The answer to a mistake of ours, which the log has whole."""
     request_id = getattr(request.state, "request_id", "unknown")
     log.error("request %s failed", request_id, exc_info=error)
     message = f"The server failed on this request. Its operator finds the cause under {request_id}."

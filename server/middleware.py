@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import Caller, require_admin, require_infer
-from server.errors import ApiError, error_response
+from server.errors import ApiError, error_response, unforeseen
 from server.settings import Settings
 
 Guard = Callable[[Request], Awaitable[Caller]]
@@ -51,12 +51,34 @@ class RequestIdMiddleware:
                 MutableHeaders(scope=message).setdefault("x-request-id", request_id)
             await send(message)
 
+        await self.app(scope, receive, send_with_id)
+
+
+class LastResort:
+    """A 500 in OpenAI's shape for what nobody foresaw; the connection and the server go on.
+
+    A panic in the tokenizer's Rust is no ``Exception``; without this nobody would answer it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
         try:
-            await self.app(scope, receive, send_with_id)
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            await self.app(scope, receive, watched)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as panic:  # of the tokenizer: no Exception, so nobody would answer
-            raise RuntimeError(f"{type(panic).__name__}: {panic}") from panic
+        except BaseException as error:
+            if scope["type"] != "http" or has_begun:
+                raise  # a cut connection is all that is left to say
+            await unforeseen(Request(scope), error)(scope, receive, send)
 
 
 class KeyMiddleware:
