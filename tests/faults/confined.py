@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = "16m"
 START_TIMEOUT_S = 120.0
@@ -46,9 +44,9 @@ class Confined:
     def full(self) -> Iterator[None]:
         """Not one byte of the disk is free inside."""
         ballast = self.home.parent / "ballast"
-        with pytest.raises(OSError, match="No space left"), ballast.open("wb", 0) as stream:
-            while True:
-                stream.write(bytes(4096))
+        with ballast.open("wb", 0) as stream, contextlib.suppress(OSError):
+            while stream.write(bytes(4096)):
+                pass
         try:
             yield
         finally:

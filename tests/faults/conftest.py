@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
 from safetensors.torch import save_file
 
 from artifacts.architecture import linear_shapes
@@ -167,6 +168,7 @@ class Client:
 class Site(Client):
     """A server in this process."""
 
+    app: FastAPI
     server: Server
     folders: list[Path]
 
@@ -192,11 +194,12 @@ def running_site(
     given: dict[str, Any] = {"dtype": "float32", "kernels": "torch", "kv_cache_tokens": 8192}
     chosen = Settings(home=home, model=str(base), num_threads=1, **given | settings)
     server = build_server(chosen, Home.open(chosen.home))
+    app = create_app(server)
     with (
-        serving(create_app(server)) as live,
+        serving(app) as live,
         httpx.Client(base_url=live.url, timeout=30) as http,
     ):
-        yield Site(live.url, http, server.base.id, expected, server, folders)
+        yield Site(live.url, http, server.base.id, expected, app, server, folders)
     server.database.close()
 
 

@@ -38,7 +38,7 @@ def client(place: Confined, folders: list[Path], expected: dict[str, str]) -> It
 
 
 def refused(client: Client, folders: list[Path], code: str, has_database: bool) -> dict[str, str]:
-    """What everything that must be stored says; each is a 507 that OpenAI's client does not repeat."""
+    """What all says that must be stored. Each is a 507 which OpenAI's client does not repeat."""
     path = str(folders[2])
     arms = [{"model": "good@1", "weight": 1}, {"model": "spare@1", "weight": 1}]
     asked = {"upload": client.upload(b" " * 100_000 + b"{}")}
