@@ -32,6 +32,7 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
     """
     database = Database(settings.database_url or home.database_url)
     registry = Registry(home, database)
+    database.check()
     registry.recover()
     base = open_base(settings.model)
     preload = [_register(registry, base, settings.max_rank, named) for named in folders]

@@ -13,7 +13,6 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from artifacts.errors import StorageError
 from server.trouble import Trouble
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class LiveCatalog:
         registry.on_change = self._read_quietly
 
     async def refresh(self) -> None:
-        """Read what is there now. Raises StorageError.
+        """Read what is there now. Raises what reading raises, StorageError for one.
 
         Whoever asks while one is reading shares the next reading: a storm of unknown names costs
         one reading after another, not one for each.
@@ -59,11 +58,11 @@ class LiveCatalog:
         with self._reading:
             try:
                 self.current = self._registry.catalog()
-            except StorageError as error:
+            except Exception as error:  # whatever it is, the last known state stays
                 self.trouble.begin(error)
                 raise
             self.trouble.end()
 
     def _read_quietly(self) -> None:
-        with contextlib.suppress(StorageError):  # said by now; the last known state stays
+        with contextlib.suppress(Exception):  # said by now
             self._read()

@@ -192,7 +192,8 @@ def running_site(
     base: Path, home: Path, folders: list[Path], expected: dict[str, str], **settings: Any
 ) -> Iterator[Site]:
     given: dict[str, Any] = {"dtype": "float32", "kernels": "torch", "kv_cache_tokens": 8192}
-    chosen = Settings(home=home, model=str(base), num_threads=1, **given | settings)
+    given |= {"num_threads": 1, "adapter_root": folders[0].parent}
+    chosen = Settings(home=home, model=str(base), **given | settings)
     server = build_server(chosen, Home.open(chosen.home))
     app = create_app(server)
     with (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -69,6 +70,12 @@ def failing_disk(below: Path, number: int = errno.ENOSPC) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         yield
+
+
+def checkpoint(database: Database) -> None:
+    """All of the database in its one file."""
+    with contextlib.closing(sqlite3.connect(database.place)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def garble(database: Database) -> None:
