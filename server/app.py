@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
@@ -20,6 +21,7 @@ from server.reporting.prometheus import ServerMetrics
 from server.routes import admin, chat, completions, files, fine_tuning, health, models, stats
 from server.state import Server
 
+NUM_WORKERS = 64  # threads
 ROUTES = (chat, completions, models, files, fine_tuning, admin, stats, health)
 
 
@@ -47,6 +49,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Engine first, so that jobs found waiting can load what they make; the other way round at the
     end, so that they can still say how they ended."""
     server: Server = app.state.server
+    # Most of them only ever wait. With Python's few, a locked database that held six operators'
+    # requests held every long prompt too.
+    workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="worker")
+    asyncio.get_running_loop().set_default_executor(workers)
     await asyncio.to_thread(server.engine.start)
     watching = asyncio.create_task(server.catalog.keep_fresh(), name="watch the registry")
     try:

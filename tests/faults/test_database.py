@@ -22,6 +22,7 @@ from artifacts.registry import Registry, VersionRow
 from server.assembly import build_server
 from server.settings import Settings
 from tests.conftest import TinyBase
+from tests.faults import storage
 from tests.faults.conftest import Site, error_of
 from tests.faults.storage import checkpoint, garble, locked, read_only_database
 from tests.server.conftest import wait_until
@@ -86,6 +87,32 @@ def test_a_database_that_takes_no_write_refuses_writes_and_no_chat(
     assert site.score(answer).status_code == 200
     said = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
     assert sum(each.startswith("answers cannot be recorded") for each in said) == 1
+
+
+def test_a_crowd_that_waits_for_a_lock_holds_up_no_long_prompt(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long prompts are tokenised in a thread, and who waits for the database waits in one too."""
+    monkeypatch.setattr(storage, "BUSY_MS", 3_000)
+    statuses: list[int] = []
+
+    def put() -> None:
+        response = site.admin("PUT", "adapters/good/aliases/canary", {"version": 1})
+        statuses.append(response.status_code)
+
+    crowd = [threading.Thread(target=put) for _ in range(12)]
+    with locked(site.server.database):
+        for thread in crowd:
+            thread.start()
+        time.sleep(0.3)  # all of them wait
+        began = time.monotonic()
+        long = [{"role": "user", "content": "word " * 1_000}]
+        assert site.chat("good", messages=long).status_code == 200
+        assert time.monotonic() - began < 2
+        assert not statuses, "they were still waiting"
+        for thread in crowd:
+            thread.join(20)
+    assert statuses == [503] * 12
 
 
 def test_a_registry_that_hangs_holds_only_who_must_ask_it(
