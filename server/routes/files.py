@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 
 from artifacts.errors import NotFound
+from artifacts.storage import storage_errors
 from server.audit import who
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
@@ -48,7 +52,7 @@ _NO_FILE: dict[int | str, dict[str, Any]] = {404: error("No such file.")}
 )
 async def create_file(request: Request, server: ServerDep, caller: Admin) -> dict[str, Any]:
     """A .jsonl or .json file in UTF-8, as multipart/form-data with ``purpose: fine-tune``."""
-    async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+    async with _form(request) as form:
         file, purpose = form.get("file"), form.get("purpose")
         if not isinstance(file, UploadFile):
             raise _missing("file", "Send the file as multipart/form-data.")
@@ -66,6 +70,14 @@ async def create_file(request: Request, server: ServerDep, caller: Admin) -> dic
     facts = {"filename": stored.filename, "bytes": stored.num_bytes}
     await asyncio.to_thread(server.audit.record, who(caller), "file.create", stored.id, **facts)
     return file_json(stored)
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncIterator[FormData]:
+    """A large part waits in the temporary folder until all of it is there."""
+    with storage_errors(tempfile.gettempdir()):
+        async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+            yield form
 
 
 @router.get("", summary="List files")
