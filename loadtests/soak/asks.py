@@ -21,9 +21,9 @@ MAX_SEEN = 4000  # characters of what came, kept with a lost request
 class Ask:
     """One completion and the manner of asking for it.
 
-    ``leave_after_s`` and ``leave_after_events``: when we go, whichever comes first. ``pause_s``: a
-    slow reader's time for each piece. ``stall_s``: we read one piece and then nothing for so long.
-    ``deadline_s``: what we allow the server.
+    ``leave_after_s`` and ``leave_after_events``: when we go, whichever comes first.
+    ``bytes_per_s``: how fast a slow reader reads. ``stall_s``: we read one piece and then nothing
+    for so long. ``deadline_s``: what we allow the server.
     """
 
     kind: str
@@ -32,13 +32,17 @@ class Ask:
     leave_after_s: float | None = None
     leave_after_events: int | None = None
     is_abrupt: bool = False  # leave by a reset
-    pause_s: float = 0.0
+    bytes_per_s: float | None = None
     stall_s: float = 0.0
     deadline_s: float | None = None
 
     @property
     def model(self) -> str:
         return str(self.body["model"])
+
+    @property
+    def is_slow(self) -> bool:
+        return self.bytes_per_s is not None or self.stall_s > 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -58,7 +62,7 @@ class Ask:
             "body": self.body,
             "headers": self.headers,
             "leaves_after": [self.leave_after_s, self.leave_after_events],
-            "reads": {"pause_s": self.pause_s, "stall_s": self.stall_s},
+            "reads": {"bytes_per_s": self.bytes_per_s, "stall_s": self.stall_s},
         }
 
 

@@ -17,7 +17,7 @@ from loadtests.soak.world import TRIAL, World
 JSON = dict[str, Any]
 PAUSE_S = (0.0, 0.4)  # between two requests of one client
 BURST_SIZE = 100  # more than run and wait together, see `loadtests.soak.server`
-STALL_S = 3.0  # after which the server drops a client that does not read
+STALL_S = 4.0  # after which the server drops a client that does not read
 NUM_USERS = 200  # of the experiment
 QUESTIONS = (
     "Where is my order 1001?",
@@ -115,18 +115,19 @@ async def leave(client: Client) -> None:
 
 
 async def read_slowly(client: Client) -> None:
-    """Takes its time for each piece of a long stream, over a small buffer, and must get it all."""
+    """Reads a long stream more slowly than it comes, over a small buffer, and must get it all."""
     world = client.world
     while await world.may_go_on():
-        body = draw_body(world, draw_model(world)) | {"stream": True, "max_tokens": 100}
-        await client.ask(Ask("slow", body, pause_s=world.random.choice((0.01, 0.02, 0.04))))
+        body = draw_body(world, draw_model(world)) | {"stream": True, "max_tokens": 250}
+        bytes_per_s = world.random.choice((40_000, 100_000))
+        await client.ask(Ask("slow", body, bytes_per_s=bytes_per_s))
 
 
 async def stall(client: Client) -> None:
     """Reads the beginning of a long stream and then nothing: the server may drop it."""
     world = client.world
     while await world.may_go_on():
-        body = draw_body(world, world.base_id) | {"stream": True, "n": 3, "max_tokens": 300}
+        body = draw_body(world, world.base_id) | {"stream": True, "n": 3, "max_tokens": 400}
         await client.ask(Ask("stall", body | {"ignore_eos": True}, stall_s=2 * STALL_S))
         await world.is_over_within(STALL_S)
 

@@ -24,7 +24,9 @@ JSON = dict[str, Any]
 TIMEOUT_S = 90.0  # a request that takes longer hangs
 # The server closes idle connections after 5 s; one that it closes while we send is nobody's fault.
 KEEPALIVE_S = 2.0
-SLOW_BUFFER = 4096  # bytes that the system takes in for a slow reader
+# What the system takes in for a slow reader. With less than a segment of the loopback the kernel
+# drops and repeats for seconds, and the server must take the client for gone.
+SLOW_BUFFER = 32 * 1024
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 SMALL_BUFFER = [(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_BUFFER)]
 ABRUPT = [(socket.SOL_SOCKET, socket.SO_LINGER, RESET)]
@@ -102,7 +104,7 @@ class Client:
 
     async def _receive(self, ask: Ask, seen: Seen) -> None:
         """Everything up to the end, or up to our leaving. Raises Left, TimeoutError, HTTPError."""
-        kind = "abrupt" if ask.is_abrupt else "slow" if ask.pause_s + ask.stall_s else "plain"
+        kind = "abrupt" if ask.is_abrupt else "slow" if ask.is_slow else "plain"
         http = self._https[kind]
         patience_s = self._timeout_s if ask.leave_after_s is None else ask.leave_after_s
         try:
@@ -126,7 +128,10 @@ class Client:
                 seen.first_token_s = time.monotonic()
             if ask.leave_after_events is not None and num_events >= ask.leave_after_events:
                 raise Left
-            await asyncio.sleep(ask.pause_s + (ask.stall_s if len(seen.pieces) == 1 else 0))
+            if ask.bytes_per_s is not None:
+                await asyncio.sleep(len(piece) / ask.bytes_per_s)
+            if len(seen.pieces) == 1:
+                await asyncio.sleep(ask.stall_s)
 
     def _judge(self, number: int, ask: Ask, seen: Seen) -> Answer | None:
         """Book what came whole. Raises Broken."""
@@ -145,8 +150,7 @@ class Client:
         experiment, arm = (seen.headers.get(f"x-loraloop-{key}") for key in ("experiment", "arm"))
         self._check_version(ask, seen, answer, version, now)
         self.book.answer(number, version, arm and f"{experiment}/{arm}")
-        is_prompt = not ask.pause_s + ask.stall_s
-        if ask.path == CHAT and seen.first_token_s is not None and is_prompt:
+        if ask.path == CHAT and seen.first_token_s is not None and not ask.is_slow:
             self.book.first_token(seen.first_token_s - seen.sent_s)
         return answer
 

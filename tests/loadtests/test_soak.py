@@ -206,7 +206,7 @@ async def test_a_deadline_that_passed_is_legal_for_who_set_one_only(status: int)
 async def test_a_client_that_does_not_read_may_be_dropped_and_a_slow_one_may_not() -> None:
     dropped = streamed(chunk("a"), event({"error": {"code": "slow_reader"}, "choices": []}))
     answers = iter([dropped, dropped, *2 * [streamed(chunk("a"), is_cut=True)]])
-    stalling, slow = replace(ASK, stall_s=0.01), replace(ASK, pause_s=0.01)
+    stalling, slow = replace(ASK, stall_s=0.01), replace(ASK, bytes_per_s=1e6)
     book = await ask(new_world(), lambda body: next(answers), stalling, slow, stalling, slow)
     assert book.outcomes == {Outcome.REFUSED: 2, Outcome.LOST: 2}
 
