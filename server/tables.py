@@ -48,12 +48,12 @@ class JobRow(Table):
     seed: Mapped[int] = mapped_column(Integer)
     user_metadata: Mapped[dict[str, str] | None] = mapped_column("metadata", JSON, default=None)
     created_at: Mapped[float] = mapped_column(Float)
-    queued_at: Mapped[float] = mapped_column(Float)  # order in the queue; anew on resume
+    queued_at: Mapped[float] = mapped_column(Float)  # the queue's order; about when, not exactly
     started_at: Mapped[float | None] = mapped_column(Float, default=None)  # of the latest run
     finished_at: Mapped[float | None] = mapped_column(Float, default=None)
     resumed: Mapped[int] = mapped_column(Integer, default=0)  # how often
     pid: Mapped[int | None] = mapped_column(Integer, default=None)
-    pid_started_at: Mapped[float | None] = mapped_column(Float, default=None)
+    pid_started_at: Mapped[float | None] = mapped_column(Float, default=None)  # after boot
     estimated_finish: Mapped[float | None] = mapped_column(Float, default=None)
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger, default=None)
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON, default=None)  # the latest

@@ -30,6 +30,7 @@ from server.jobs.progress import ProgressFile
 log = logging.getLogger("loraloop.server")
 
 POLL_S = 0.1
+SAME_START_S = 2.0  # the machine's own start is only known to a second
 FREEZE_POLL_S = 0.002
 OOM_SCORE_ADJ = 500  # of 1000: the kernel takes the trainer before the server
 SECRETS = ("LORALOOP_API_KEYS", "LORALOOP_ADMIN_KEYS")
@@ -42,7 +43,7 @@ class TrainingChild:
 
     def __init__(self, process: subprocess.Popen[bytes], progress: ProgressFile) -> None:
         self.pid = process.pid
-        self.started_at = started_at(process.pid) or time.time()
+        self.started_at = started_at(process.pid) or 0.0
         self.is_frozen = False
         self._progress = progress
         self._unread: deque[dict[str, Any]] = deque()
@@ -148,7 +149,7 @@ def find_by_argument(argument: str) -> tuple[int, float] | None:
     """The process with ``argument`` on its command line, as (pid, start time)."""
     for process in psutil.process_iter(["cmdline", "create_time"]):
         if argument in (process.info["cmdline"] or ()):
-            return process.pid, float(process.info["create_time"])
+            return process.pid, float(process.info["create_time"]) - psutil.boot_time()
     return None
 
 
@@ -167,9 +168,12 @@ async def stop_orphan(pid: int, recorded_start: float, grace_s: float) -> bool:
 
 
 def started_at(pid: int) -> float | None:
-    """Unix seconds at which process ``pid`` began; None if there is none."""
+    """Seconds after the machine's start at which process ``pid`` began; None if there is none.
+
+    Unix seconds would tell two processes where somebody has set the clock in between.
+    """
     try:
-        return float(psutil.Process(pid).create_time())
+        return float(psutil.Process(pid).create_time()) - psutil.boot_time()
     except psutil.Error:
         return None
 
@@ -187,11 +191,11 @@ def child_environment(num_threads: int, **extra: str) -> dict[str, str]:
 
 def _is_same(pid: int, recorded_start: float) -> bool:
     try:
-        process = psutil.Process(pid)
-        is_dead = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return not is_dead and abs(process.create_time() - recorded_start) < 1.0
+        is_dead = psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False
+    began = started_at(pid)
+    return not is_dead and began is not None and abs(began - recorded_start) < SAME_START_S
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> asyncio.Future[int]:

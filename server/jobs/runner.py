@@ -260,7 +260,6 @@ class JobRunner:
             "queued",
             "The job was resumed.",
             only_from=RESUMABLE,
-            queued_at=time.time(),
             resumed=job.resumed + 1,
         )
         if moved is None:

@@ -6,12 +6,13 @@ read them, do not change them.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from artifacts.database import Database
@@ -33,10 +34,10 @@ class JobStore:
 
     def create(self, job: JobRow) -> JobRow:
         """Queue a job whose files exist at this very moment. Raises InvalidInput otherwise."""
-        now = time.time()
         job.id = f"ftjob-{secrets.token_hex(12)}"
-        job.status, job.created_at, job.queued_at = "queued", now, now
+        job.status, job.created_at = "queued", time.time()
         with self._database.session() as session:
+            job.queued_at = _end_of_queue(session)
             for param in ("training_file", "validation_file"):
                 file_id = getattr(job, param)
                 if file_id is None:
@@ -72,12 +73,17 @@ class JobStore:
         payload: dict[str, Any] | None = None,
         **values: Any,
     ) -> JobRow | None:
-        """Change the status and say so in the events; None if the job is not in ``only_from``."""
+        """Change the status and say so in the events; None if the job is not in ``only_from``.
+
+        ``queued`` puts it at the end of the queue.
+        """
         with self._database.session() as session:
             job = _job(session, job_id)
             if job.status not in only_from:
                 return None
             session.add(_event(job_id, message, level, "message", payload))
+            if status == "queued":
+                values["queued_at"] = _end_of_queue(session)
             return _set(job, {"status": status, **values})
 
     def page(self, paging: Paging, metadata: dict[str, str] | None = None) -> Page[JobRow]:
@@ -175,6 +181,13 @@ def _event(
         message=message,
         payload=payload,
     )
+
+
+def _end_of_queue(session: Session) -> float:
+    """Now, or just behind whoever waits last: the clock may have been set back meanwhile."""
+    last = session.scalar(select(func.max(JobRow.queued_at)).where(JobRow.status == "queued"))
+    now = time.time()
+    return now if last is None or last < now else math.nextafter(last, math.inf)
 
 
 def _job(session: Session, job_id: str) -> JobRow:
