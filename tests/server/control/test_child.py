@@ -78,7 +78,7 @@ async def test_it_has_its_own_process_group_and_a_lower_priority(tmp_path: Path)
     assert session == os.getsid(0)
     assert niceness == os.nice(0) + 7 or niceness == 7
     assert (env["OMP_NUM_THREADS"], env["EXTRA"]) == ("1", "x")
-    assert int(oom) == module.OOM_SCORE_ADJ
+    assert int(oom) == module.OOM_SCORE_ADJ > 0
 
 
 async def test_idle_is_what_nobody_else_wants(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -98,6 +99,7 @@ async def test_a_job_stands_aside_after_the_configured_time_and_goes_on(
         assert chats.patience_s == TARGET_MS / 1000
         await until_told(control, job, ASIDE)
         assert control.jobs.report()["is_paused"]
+        await asyncio.sleep(0.5)
         chats.p90_s = 0.05
         await until(lambda: not is_stopped(control, job))
         await until_told(control, job, ON)
@@ -110,7 +112,7 @@ async def test_a_job_stands_aside_after_the_configured_time_and_goes_on(
         assert payload is not None
         report = control.jobs.report()
         assert (report["running"], report["is_paused"], report["pauses"]) == (1, False, 1)
-        assert report["paused_s"] == pytest.approx(payload["paused_s"], abs=0.3)
+        assert report["paused_s"] == pytest.approx(payload["paused_s"], rel=0.4)
         await control.jobs.cancel(job.id)
 
 
