@@ -1,6 +1,6 @@
 """Starts real servers in a fifth of a second: a process that has imported everything, and forks.
 
-What is forked runs ``loraloop serve`` with its own arguments, environment and log, like any server;
+What is forked runs ``loraloop …`` with its own arguments, environment and log, like any process;
 only the four seconds of imports are shared. ``python -m tests.live.zygote`` reads JSON commands,
 one a line: {"start": …} answers with a pid, {"wait": pid, …} with its exit code or null.
 """
@@ -15,8 +15,10 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 60.0
@@ -24,7 +26,7 @@ READY_TIMEOUT_S = 60.0
 
 @dataclass
 class Forked:
-    """One server: its process, its home and what it has said so far."""
+    """One process: its home, and what it has said so far."""
 
     zygote: Zygote
     pid: int
@@ -86,16 +88,25 @@ class Zygote:
 
         ``trainer`` is a script that replaces ``python -m training``.
         """
+        arguments = ["serve", "--port", "0", *options]
+        return self._fork(home, arguments, trainer, variables)
+
+    def run(self, home: Path, *arguments: str) -> str:
+        """``loraloop arguments`` to its end; what it said. It must succeed."""
+        forked = self._fork(home, list(arguments), None, {})
+        assert forked.wait(timeout_s=120) == 0, forked.said
+        return forked.said
+
+    def _fork(
+        self, home: Path, arguments: list[str], trainer: Path | None, variables: dict[str, str]
+    ) -> Forked:
         self._num_started += 1
         log = home.parent / f"{home.name}-{self._num_started}.log"
         log.touch()
-        command = {
-            "options": ["--port", "0", *options],
-            "variables": {"LORALOOP_HOME": str(home), **variables},
-            "log": str(log),
-            "trainer": trainer and str(trainer),
-        }
-        return Forked(self, int(self.ask({"start": command})), home, log)
+        variables = {"LORALOOP_HOME": str(home), **variables}
+        command = {"arguments": arguments, "variables": variables, "log": str(log)}
+        pid = self.ask({"start": {**command, "trainer": trainer and str(trainer)}})
+        return Forked(self, int(pid), home, log)
 
     def ask(self, command: dict[str, Any]) -> Any:
         assert self._process.stdin is not None
@@ -118,7 +129,7 @@ def main() -> None:
         if "start" in command:
             pid = os.fork()
             if pid == 0:
-                _become_server(**command["start"])
+                _become_loraloop(**command["start"])
             children.add(pid)
             answer: int | None = pid
         else:
@@ -157,12 +168,12 @@ def _import_all(base: Path) -> None:
     open_base(base)
 
 
-def _become_server(
-    options: list[str], variables: dict[str, str], log: str, trainer: str | None
+def _become_loraloop(
+    arguments: list[str], variables: dict[str, str], log: str, trainer: str | None
 ) -> None:
     """Never returns."""
     import loraloop
-    import server.control
+    from server.control import TrainingSetup
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -171,8 +182,9 @@ def _become_server(
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     os.environ.update(variables)
     if trainer is not None:
-        server.control.TRAINING = (sys.executable, trainer, "train")
-    sys.argv = ["loraloop", "serve", *options]
+        setup = partial(TrainingSetup, command=(sys.executable, trainer))
+        mock.patch("server.assembly.TrainingSetup", setup).start()
+    sys.argv = ["loraloop", *arguments]
     code: Any = 1
     try:
         loraloop.main()
