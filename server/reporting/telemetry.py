@@ -240,7 +240,7 @@ class Telemetry:
                 tally.rejected += 1
 
     def failed(self, adapter_id: str, arm_id: str | None, outcome: Outcome = "error") -> None:
-        """A request that we failed to begin: its adapter could not be made ready, or not in time."""
+        """A request that we failed to begin: its adapter was not ready, or not in time."""
         for series in self._pick(adapter_id, arm_id):
             for tally in series.tallies():
                 tally.end(outcome)
