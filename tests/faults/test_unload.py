@@ -90,9 +90,13 @@ def test_whoever_gives_up_waiting_does_not_stop_the_unloading(site: Site) -> Non
         with pytest.raises(httpx.ReadTimeout):
             unload(site, wait=True, timeout=0.3)
         assert reader.is_alive()
-    wait_until(lambda: state(site)["loaded"] is False)
-    trail = site.admin("GET", "audit?subject=good@1").json()["data"]
-    assert [entry["action"] for entry in trail] == ["adapter.unload"]
+
+    def trail() -> list[str]:
+        entries = site.admin("GET", "audit?subject=good@1").json()["data"]
+        return [entry["action"] for entry in entries]
+
+    wait_until(lambda: trail() == ["adapter.unload"])
+    assert state(site)["loaded"] is False
 
 
 def test_a_request_that_comes_meanwhile_is_answered_and_ends_the_unloading(site: Site) -> None:
