@@ -54,22 +54,20 @@ def files(site: Site) -> Callable[[], set[Path]]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "code", "remedy"),
+    ("fault", "said"),
     [
-        (locked, 503, "storage_busy", "end that process (fuser names it), or try again"),
-        (read_only_database, 507, "storage_read_only", "make it writable"),
+        (locked, (503, "storage_busy", "end that process (fuser names it), or try again")),
+        (read_only_database, (507, "storage_read_only", "make it writable")),
     ],
 )
 def test_a_database_that_takes_no_write_refuses_writes_and_no_chat(
     site: Site,
     files: Callable[[], set[Path]],
     fault: Callable[[Database], AbstractContextManager[None]],
-    status: int,
-    code: str,
-    remedy: str,
+    said: tuple[int, str, str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    database = site.server.database
+    database, (status, code, remedy) = site.server.database, said
     before = files()
     with site.traffic(site.base, "good"), fault(database):
         for response in every_write(site).values():
@@ -85,8 +83,8 @@ def test_a_database_that_takes_no_write_refuses_writes_and_no_chat(
     wait_until(lambda: not site.http.get("/health/ready").json()["problems"], 10)
     assert {response.status_code for response in every_write(site).values()} <= {200, 201}
     assert site.score(answer).status_code == 200
-    said = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
-    assert sum(each.startswith("answers cannot be recorded") for each in said) == 1
+    logged = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert sum(each.startswith("answers cannot be recorded") for each in logged) == 1
 
 
 def test_a_crowd_that_waits_for_a_lock_holds_up_no_long_prompt(
