@@ -8,7 +8,8 @@ with the same beginning (and the same adapter) finds it. Structure after vLLM's 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 
 from server.engine.sequence import Sequence
 
@@ -47,8 +48,13 @@ class BlockPool:
         seq.num_published = len(seq.block_table)
         seq.num_computed = seq.num_published * self.block_size
 
-    def can_extend(self, seq: Sequence, num_tokens: int) -> bool:
-        return self._missing(seq, num_tokens) <= len(self._free)
+    def can_extend(self, seq: Sequence, num_tokens: int, without: Iterable[Sequence] = ()) -> bool:
+        """Whether there are blocks for that, or would be if those in ``without`` had gone."""
+        missing = self._missing(seq, num_tokens) - len(self._free)
+        if missing <= 0 or not without:
+            return missing <= 0
+        refs = Counter(block for other in without for block in other.block_table)
+        return missing <= sum(self._refs[block] == num for block, num in refs.items())
 
     def extend(self, seq: Sequence, num_tokens: int) -> None:
         """Grow the block table to hold ``num_tokens`` more computed tokens."""

@@ -1,6 +1,11 @@
-"""How many tokens a step may have: what the operator set, less for a while when memory ran out."""
+"""How many tokens a step may have: what the operator set, less for a while when memory ran out.
+
+And how they are shared out.
+"""
 
 from __future__ import annotations
+
+from server.engine.sequence import Sequence
 
 FIRST_PATIENCE, MAX_PATIENCE = 32, 1024  # steps
 
@@ -33,3 +38,27 @@ class StepBudget:
             self.num_tokens = min(2 * self.num_tokens, self.max_tokens)
             if self.num_tokens == self.max_tokens:
                 self._patience = FIRST_PATIENCE
+
+
+class StepPlan:
+    """Who gets how many tokens of one step, while that is decided."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[Sequence, int] = {}
+        self.num_tokens = 0
+        self.num_prompt = 0  # of them, of prompts
+        self.is_closed = False  # to newcomers: blocks are short, and those behind could take them
+
+    def give(self, seq: Sequence, num_tokens: int) -> None:
+        self.tokens[seq] = num_tokens
+        self._count(num_tokens, 1)
+
+    def take_back(self, seq: Sequence) -> int:
+        """All that ``seq`` was given."""
+        num_tokens = self.tokens.pop(seq, 0)
+        self._count(num_tokens, -1)
+        return num_tokens
+
+    def _count(self, num_tokens: int, sign: int) -> None:
+        self.num_tokens += sign * num_tokens
+        self.num_prompt += sign * num_tokens if num_tokens > 1 else 0

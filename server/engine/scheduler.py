@@ -4,22 +4,25 @@ One step is one packed batch. Running sequences that wait for a single token com
 prompts, begun ones and newcomers in fair order, all under one token budget, so a long prompt never
 delays running streams by more than the budget. A newcomer needs a seat among the running, KV blocks
 for its first chunk, and its adapter's place in the bank. A flow (`fair_share`) that has less than
-its share of seats or blocks takes them from one that has more; who loses them keeps its tokens, and
-mostly finds its K/V again in the prefix cache.
+its share of seats or blocks takes them from one that has more; who loses them keeps its tokens,
+mostly finds its K/V again in the prefix cache, and comes back before its tenant's newcomers. Who
+came first of all loses nothing to others: somebody always gets to an end.
 
 When more adapters are wanted than the bank has places, the places go round: who waits for its first
-token takes the place that has been held longest, and the sequences that held it are suspended. They
-keep seat and K/V, and take a place back when one is free or after a bounded wait.
+token takes the place that has been held longest, sooner one of a tenant that was given more, and
+the sequences that held it are suspended. They keep seat and K/V, and take a place back when one is
+free or after a bounded wait.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Protocol
 
 from server.engine.blocks import BlockPool
-from server.engine.budget import StepBudget
-from server.engine.fair_share import FairLine, Flow, Holdings, Tenant
+from server.engine.budget import StepBudget, StepPlan
+from server.engine.fair_share import FairLine, Holdings, Tenant
 from server.engine.sequence import Sequence
 
 PREFETCH_DEPTH = 32  # waiting adapters that are looked after
@@ -105,31 +108,30 @@ class Scheduler:
     def schedule(self, now: float) -> list[Chunk]:
         """Choose the next step's chunks and reserve their KV blocks."""
         self._seats = None
-        due = self._take_turns(now)
+        heads = self.waiting.heads()
+        due = self._take_turns(heads, now)
         if due is None:
             self._resume(now)
-        chunks: list[Chunk] = []
-        num_preemptions = self.num_preemptions
+        plan = StepPlan()
         behind = self.waiting.tenant_behind()
         # Sequences one token behind are streams that somebody is reading: they go first.
         streams = [seq for seq in self.running if seq.num_pending == 1]
         for seq in sorted(streams, key=lambda s: s.number):
-            self._go_on(seq, self.budget.num_tokens - len(chunks), chunks)
+            self._go_on(seq, self.budget.num_tokens - plan.num_tokens, plan)
         prompts = {seq for seq in self.running if seq.num_pending > 1}
-        passed: set[Flow] = set()
+        passed = {self.waiting.flow_of(seq) for seq in heads if not self._may_sit(seq)}
         for seq in self.waiting.in_turn(prompts, passed, first=due):
-            most = self._most_for(seq, behind, chunks)
+            if plan.num_tokens == self.budget.num_tokens:
+                break
+            most = self._most_for(seq, behind, plan)
             if seq in prompts:
-                self._go_on(seq, most, chunks)
-            elif (
-                most == 0
-                or self.num_preemptions > num_preemptions
-                or not self._admit(seq, most, now, chunks)
-            ):
+                self._go_on(seq, most, plan)
+            elif most == 0 or plan.is_closed or not self._admit(seq, most, now, plan):
                 passed.add(self.waiting.flow_of(seq))
-        self._prefetch()
+        self._prefetch(heads)
+        chunks = [Chunk(seq, seq.num_computed, num) for seq, num in plan.tokens.items()]
         # Decode rows first: the runner handles them with one attention call.
-        return sorted(chunks, key=lambda c: not c.is_decode)
+        return sorted(chunks, key=lambda chunk: not chunk.is_decode)
 
     def update(self, chunk: Chunk, token_id: int | None) -> None:
         """Record that a chunk's K/V are in the cache, and the token sampled from it."""
@@ -150,86 +152,78 @@ class Scheduler:
         """Memory ran out at ``num_tokens`` in one step: fewer from now on, the youngest wait."""
         self.budget.shrink(num_tokens)
         while len(self.running) > self.budget.num_tokens:
-            self._preempt(max(self.running, key=lambda s: s.number))
+            self._back_in_line(max(self.running, key=lambda s: s.number))
+            self.num_preemptions += 1
 
-    def _num_left(self, chunks: list[Chunk]) -> int:
-        """Tokens that still fit into this step."""
-        return self.budget.num_tokens - sum(chunk.num_tokens for chunk in chunks)
-
-    def _most_for(self, seq: Sequence, behind: Tenant | None, chunks: list[Chunk]) -> int:
+    def _most_for(self, seq: Sequence, behind: Tenant | None, plan: StepPlan) -> int:
         """Prompt tokens that ``seq`` may have of this step.
 
         Whoever is not of the tenant ``behind`` gets at most a part of it, all of them together: a
         new request of that tenant has to wait for the step's end.
         """
-        most = self._num_left(chunks)
+        most = self.budget.num_tokens - plan.num_tokens
         if self.waiting.tenant_of(seq) is behind:
             return most
         others = max(1, int(OTHERS_PART * self.budget.num_tokens))
-        num_prompt = sum(chunk.num_tokens for chunk in chunks if not chunk.is_decode)
-        return min(most, max(0, others - num_prompt))
+        return min(most, max(0, others - plan.num_prompt))
 
-    def _go_on(self, seq: Sequence, most: int, chunks: list[Chunk]) -> None:
+    def _go_on(self, seq: Sequence, most: int, plan: StepPlan) -> None:
         """Give a running sequence its next tokens, unless it was preempted a moment ago."""
         num_tokens = min(seq.num_pending, most)
-        if num_tokens and seq in self.running and self._make_room(seq, num_tokens, chunks):
-            self._reserve(seq, num_tokens, chunks)
+        if num_tokens and seq in self.running and self._make_room(seq, num_tokens, plan):
+            self._reserve(seq, num_tokens, plan)
 
-    def _admit(self, seq: Sequence, most: int, now: float, chunks: list[Chunk]) -> bool:
-        has_seat = self._num_free_seats() > 0
-        loser = None if has_seat else self._who_gives_seat(seq)
-        if (not has_seat and loser is None) or not self._pin(seq, now):
+    def _admit(self, seq: Sequence, most: int, now: float, plan: StepPlan) -> bool:
+        if not self._may_sit(seq) or not self._pin(seq):
             return False
-        if loser is not None:
-            self._displace(loser, chunks)
         self.blocks.adopt_prefix(seq)
         num_tokens = min(seq.num_pending, most)
-        while not self.blocks.can_extend(seq, num_tokens):
-            loser = self._who_gives_blocks(seq, num_tokens)
-            if loser is None:
-                self.blocks.release(seq)
-                self._unpin(seq)
-                return False
-            self._displace(loser, chunks)
+        losers = self._losers(seq, num_tokens)
+        if losers is None:
+            self.blocks.release(seq)
+            self._unpin(seq)
+            plan.is_closed = True
+            return False
+        for loser in losers:
+            self._send_back(loser, plan)
+        self.num_displacements += len(losers)
         if seq.first_scheduled_at is None:
             seq.first_scheduled_at = now
             seq.num_cached = seq.num_computed
         self.waiting.seat(seq)
         self._seats = None
-        self.running.append(seq)
-        self._reserve(seq, num_tokens, chunks)
+        self._enter_running(seq, now)
+        self._reserve(seq, num_tokens, plan)
         return True
 
-    def _who_gives_seat(self, newcomer: Sequence) -> Sequence | None:
+    def _may_sit(self, newcomer: Sequence) -> bool:
+        return self._num_free_seats() > 0 or self._held_seats().giver(newcomer, 1) is not None
+
+    def _losers(self, newcomer: Sequence, num_tokens: int) -> list[Sequence] | None:
+        """Who goes, so that a newcomer has a seat and blocks; None if they are not enough."""
+        losers: list[Sequence] = []
+        if self._num_free_seats() <= 0:
+            giver = self._held_seats().giver(newcomer, 1)
+            if giver is None:
+                return None
+            losers.append(giver)
+        while not self.blocks.can_extend(newcomer, num_tokens, losers):
+            wanted = self.blocks.blocks_for(num_tokens)
+            giver = self._held_blocks(losers).giver(newcomer, wanted)
+            if giver is None:
+                return None
+            losers.append(giver)
+        return losers
+
+    def _held_seats(self) -> Holdings:
         if self._seats is None:
             one_each = dict.fromkeys(self._seated(), 1)
             self._seats = self.waiting.holdings(one_each, self._max_seats())
-        return self._who_gives(newcomer, 1, self._seats)
+        return self._seats
 
-    def _who_gives_blocks(self, newcomer: Sequence, num_tokens: int) -> Sequence | None:
-        wanted = self.blocks.blocks_for(num_tokens)
-        return self._who_gives(newcomer, wanted, self._held_blocks())
-
-    def _who_gives(self, newcomer: Sequence, wanted: int, held: Holdings) -> Sequence | None:
-        """Who could spare ``wanted``: of another tenant if the newcomer's has less than its share,
-        else of another of its adapters if that is so between them."""
-        givers: list[Sequence] = []
-        if held.over_tenant(newcomer) + wanted <= 0:
-            givers = [s for s in self._seated() if held.over_tenant(s) >= wanted]
-        elif held.over_flow(newcomer) + wanted <= 0:
-            tenant = self.waiting.tenant_of(newcomer)
-            mine = [s for s in self._seated() if self.waiting.tenant_of(s) is tenant]
-            givers = [s for s in mine if held.over_flow(s) >= wanted]
-        return max(givers, key=lambda s: (held.over_flow(s) > 0, s.number), default=None)
-
-    def _held_blocks(self) -> Holdings:
-        amounts = {seq: len(seq.block_table) for seq in self._seated()}
+    def _held_blocks(self, losers: Container[Sequence] = ()) -> Holdings:
+        amounts = {seq: len(seq.block_table) for seq in self._seated() if seq not in losers}
         return self.waiting.holdings(amounts, self.blocks.num_blocks)
-
-    def _displace(self, seq: Sequence, chunks: list[Chunk]) -> None:
-        self._back_in_line(seq)
-        self.num_displacements += 1
-        chunks[:] = [c for c in chunks if c.seq is not seq]
 
     def _seated(self) -> list[Sequence]:
         return self.suspended + self.running
@@ -240,20 +234,18 @@ class Scheduler:
     def _max_seats(self) -> int:
         return min(self.limits.max_num_seqs, self.budget.num_tokens)
 
-    def _take_turns(self, now: float) -> Sequence | None:
+    def _take_turns(self, heads: list[Sequence], now: float) -> Sequence | None:
         """Suspend the adapter that has held its place longest, if the first in line needs one.
 
         Who that was done for; it must be admitted first, or somebody else would take the place.
         """
         if not self._held_since:
             return None
-        seq = self._first_due(now)
+        seq = self._first_due(heads, now)
         if seq is None:
             return None
         assert seq.request.adapter is not None
-        # Who still reads its prompt has had nothing of its place yet.
-        reading = {s.request.adapter for s in self.running if s.num_pending > 1}
-        holders = [key for key in self._held_since if key not in reading]  # longest held first
+        holders = self._holders_for(seq, now)
         for num in range(1, len(holders) + 1):
             going = frozenset(holders[:num])
             if self._adapters.can_place(seq.request.adapter, going):
@@ -263,20 +255,39 @@ class Scheduler:
                 return seq
         return None
 
-    def _first_due(self, now: float) -> Sequence | None:
+    def _first_due(self, heads: list[Sequence], now: float) -> Sequence | None:
         """Who lacks nothing but a place in the bank, and may take somebody's."""
         for seq in self.suspended:
             since = seq.suspended_at
             assert since is not None
             if now - since >= self.limits.max_suspension_s and self._lacks_place(seq):
                 return seq
+        has_seat, seats = self._num_free_seats() > 0, self._held_seats()
+        sitting = (seq for seq in heads if has_seat or seats.over_tenant(seq) + 1 <= 0)
+        first = next((seq for seq in sitting if self._lacks_place(seq)), None)
+        if first is None:
+            return None
+        ahead = [s for s in self.running if s.num_pending == 1 or self.waiting.is_before(s, first)]
         budget = self.budget.num_tokens
-        if self._num_free_seats() <= 0 or sum(s.num_pending for s in self.running) >= budget:
+        if sum(s.num_pending for s in ahead) >= budget:
             return None
-        first = next((seq for seq in self.waiting.heads() if self._lacks_place(seq)), None)
-        if first is None or not self.blocks.can_extend(first, min(first.num_pending, budget)):
-            return None
-        return first
+        self.blocks.adopt_prefix(first)  # that takes free blocks, too
+        can_enter = self._losers(first, min(first.num_pending, budget)) is not None
+        self.blocks.release(first)
+        return first if can_enter else None
+
+    def _holders_for(self, due: Sequence, now: float) -> list[str]:
+        """Adapters that may lose their places to ``due``, in that order: longest held first."""
+        mine, since = self.waiting.tenant_of(due), self._held_since
+        kept: set[str | None] = set()  # for as long as a suspension may take
+        for seq in self.running:
+            tenant = self.waiting.tenant_of(seq)
+            # Who still reads its prompt has had nothing of its place yet.
+            if seq.num_pending > 1 if tenant is mine else tenant.served < mine.served:
+                kept.add(seq.request.adapter)
+        longest_s = self.limits.max_suspension_s
+        late = [key for key in since if key in kept and now - since[key] >= longest_s]
+        return [key for key in since if key not in kept] + late
 
     def _lacks_place(self, seq: Sequence) -> bool:
         key = seq.request.adapter
@@ -295,43 +306,43 @@ class Scheduler:
                 self._resume_one(seq, now)
 
     def _resume_one(self, seq: Sequence, now: float) -> None:
-        if self._pin(seq, now):
+        if self._pin(seq):
             self.suspended.remove(seq)
-            self.running.append(seq)
+            self._enter_running(seq, now)
 
-    def _prefetch(self) -> None:
+    def _enter_running(self, seq: Sequence, now: float) -> None:
+        self.running.append(seq)
+        if seq.request.adapter is not None:
+            self._held_since.setdefault(seq.request.adapter, now)
+
+    def _prefetch(self, heads: list[Sequence]) -> None:
         """Bring adapters of waiting sequences to places that nobody wants."""
-        wanted = dict.fromkeys(seq.request.adapter for seq in self.waiting.heads())
+        wanted = dict.fromkeys(seq.request.adapter for seq in heads)
         keys = [key for key in wanted if key is not None][:PREFETCH_DEPTH]
         for key in keys:
             if self._adapters.prefetch(key, frozenset(keys)):
                 break
 
-    def _reserve(self, seq: Sequence, num_tokens: int, chunks: list[Chunk]) -> None:
+    def _reserve(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> None:
         self.blocks.extend(seq, num_tokens)
         self.waiting.charge(seq, num_tokens)
-        chunks.append(Chunk(seq, seq.num_computed, num_tokens))
+        plan.give(seq, num_tokens)
 
-    def _make_room(self, seq: Sequence, num_tokens: int, chunks: list[Chunk]) -> bool:
-        """Preempt others until ``seq`` can grow; False if it went itself.
-
-        First tenants and flows that hold more than their shares, and of those the youngest.
-        """
+    def _make_room(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> bool:
+        """Preempt others until ``seq`` can grow; False if it went itself."""
         while not self.blocks.can_extend(seq, num_tokens):
-            held = self._held_blocks()
-            victim = max(
-                self._seated(),
-                key=lambda s: (held.over_tenant(s) > 0, held.over_flow(s) > 0, s.number),
-            )
-            self._preempt(victim)
-            chunks[:] = [c for c in chunks if c.seq is not victim]
+            victim = self._held_blocks().loser() or seq
+            self._send_back(victim, plan)
+            self.num_preemptions += 1
+            plan.is_closed = True
             if victim is seq:
                 return False
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
+    def _send_back(self, seq: Sequence, plan: StepPlan) -> None:
+        if num_tokens := plan.take_back(seq):
+            self.waiting.charge(seq, -num_tokens)
         self._back_in_line(seq)
-        self.num_preemptions += 1
 
     def _back_in_line(self, seq: Sequence) -> None:
         """To the head of its flow; its tokens are kept, its K/V computed again later."""
@@ -350,20 +361,17 @@ class Scheduler:
         self.running.remove(seq)
         self._unpin(seq)
 
-    def _pin(self, seq: Sequence, now: float) -> bool:
+    def _pin(self, seq: Sequence) -> bool:
         key = seq.request.adapter
         if key is None:
             return True
         try:
-            is_held = self._adapters.pin(key)
+            return self._adapters.pin(key)
         except Exception as error:  # whatever the write into the bank may raise
             # An answer under way waits for better times while others may still bring them.
             if seq not in self.suspended or not self.running:
                 self.failed.append((seq, error))
             return False
-        if is_held:
-            self._held_since.setdefault(key, now)
-        return is_held
 
     def _unpin(self, seq: Sequence) -> None:
         key = seq.request.adapter

@@ -12,7 +12,7 @@ import pytest
 from server.engine.blocks import BlockPool
 from server.engine.errors import OutOfMemory
 from server.engine.output import OutputText
-from server.engine.request import GenerationRequest, SamplingParams
+from server.engine.request import GenerationRequest, SamplingParams, Share
 from server.engine.residency import AdapterResidency
 from server.engine.scheduler import Chunk, Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
@@ -49,12 +49,18 @@ class Served:
             self.bank.add(key, cast("PackedAdapter", FakePacked(key, RANK)))
 
     def submit(
-        self, adapter: str | None, *, prompt: int = 20, num: int = 8, at: float | None = None
+        self,
+        adapter: str | None,
+        *,
+        prompt: int = 20,
+        num: int = 8,
+        at: float | None = None,
+        share: Share = Share(),
     ) -> Sequence:
         name = f"{adapter}-{random.random()}"
         sampling = SamplingParams(max_tokens=num)
         ids = tuple(hash((name, i)) % 1000 for i in range(prompt))
-        request = GenerationRequest(name, ids, sampling, adapter)
+        request = GenerationRequest(name, ids, sampling, adapter, share)
         at = self.now if at is None else at
         seq = Sequence(request, OutputText(lambda ids: ""), at)
         if adapter is not None:
