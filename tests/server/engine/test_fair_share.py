@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.engine.blocks import BlockPool
+from server.engine.fair_share import FairLine, Turn
 from server.engine.output import OutputText
 from server.engine.request import GenerationRequest, SamplingParams, Share
 from server.engine.scheduler import Chunk, Scheduler, SchedulerLimits
@@ -170,6 +171,54 @@ def test_idle_time_earns_nothing() -> None:
     simulated.run(Load(Share("second"), 40), seconds=60)
     num_first = simulated.tokens["first", None] - before
     assert 0.8 < num_first / simulated.tokens["second", None] < 1.25
+
+
+def test_asking_for_little_earns_little() -> None:
+    """A tenant with a few slow streams cannot later have the engine to itself for minutes."""
+    simulated = Simulated()
+    first = Load(Share("first"), 40, prompt=600, num=8)
+    simulated.run(first, Load(Share("little"), 3, prompt=32, num=200), seconds=100)
+    simulated.ttft_s.clear()
+    simulated.run(Load(Share("little"), 40, prompt=600, num=8), seconds=60)
+    num_first, num_other = (len(simulated.ttft_s[tenant]) for tenant in ("first", "little"))
+    assert num_first > 30
+    assert 0.7 < num_first / num_other < 1.4
+
+
+def test_nobody_comes_in_level_with_one_that_asks_for_little() -> None:
+    simulated = Simulated()
+    first = Load(Share("first"), 40, prompt=600, num=8)
+    simulated.run(first, Load(Share("little", 10.0), 3, prompt=32, num=200), seconds=100)
+    simulated.ttft_s.clear()
+    simulated.run(Load(Share("second"), 40, prompt=600, num=8), seconds=60)
+    num_first, num_second = (len(simulated.ttft_s[tenant]) for tenant in ("first", "second"))
+    assert num_first > 30
+    assert 0.7 < num_first / num_second < 1.4
+
+
+def test_a_step_looks_at_each_flow_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small base makes a step in 1.5 ms; the square of the flows would take 20 ms."""
+    num_looks = 0
+    turn_of = FairLine._turn
+
+    def counted(line: FairLine, seq: Sequence) -> Turn:
+        nonlocal num_looks
+        num_looks += 1
+        return turn_of(line, seq)
+
+    monkeypatch.setattr(FairLine, "_turn", counted)
+    simulated = Simulated()
+    adapters = tuple(f"a{i}" for i in range(32))
+    for i in range(9):
+        load = Load(Share(f"t{i}"), 32, num=10_000, adapters=adapters)
+        for number in range(load.num_streams):
+            simulated._submit(load, 0.0, 32 * i + number)
+    for _ in range(10):
+        num_looks, num_waiting = 0, len(simulated.scheduler.waiting)
+        for chunk in simulated.scheduler.schedule(simulated.now):
+            simulated._update(chunk)
+        assert num_looks < 4 * num_waiting
+    assert num_waiting > 250
 
 
 def test_who_was_served_alone_is_not_punished_for_it() -> None:

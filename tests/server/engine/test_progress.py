@@ -58,7 +58,7 @@ def test_two_that_need_most_of_the_cache_each_get_to_an_end(tenants: tuple[str, 
     served = Served(2, num_blocks=1000)
     served.know("a", "b")
     both = [
-        served.submit(adapter, prompt=7900, num=500, share=Share(tenant))
+        served.submit(adapter, prompt=7900, num=1000, share=Share(tenant))
         for adapter, tenant in zip("ab", tenants, strict=True)
     ]
     run(served, seconds=100, until=lambda: all(map(is_done, both)))
