@@ -1,81 +1,38 @@
 """What one training run is asked to do: a frozen record, read once from YAML and ``key=value``.
 
 Knows neither torch nor the base; values that depend on them (``None`` here) are settled in
-``training.plan``. Relative paths are relative to the working directory.
-
-Defaults, and why they are these:
-- all linear layers, alpha = 2 × rank, no dropout: the setting under which LoRA matches full
-  fine-tuning on small sets; attention-only targets lose quality at equal parameters.
-- learning rate: 5e-4 × (2000 / hidden_size) ^ 0.78, about ten times full fine-tuning's optimum
-  (https://thinkingmachines.ai/blog/lora): 2.9e-4 at hidden size 4096, 2.5e-3 at 256.
-- 80/10/10 split, about eight evaluations per run, stop after three without improvement,
-  and the best of them is what gets published.
+``training.plan``. Relative paths are relative to the working directory. The keys and the reasons
+for their defaults stand in ``training.keys``, one file per group.
 """
 
 from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
 from artifacts.names import NAME
 from training.errors import InvalidConfig
+from training.keys.adapter import AdapterKeys
+from training.keys.data import DataKeys
+from training.keys.optimisation import OptimisationKeys
+from training.keys.watching import WatchingKeys
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
+class TrainingConfig(AdapterKeys, OptimisationKeys, DataKeys, WatchingKeys):
+    """One training run. ``None`` means: settled from the base and the data."""
 
-class TrainingConfig(BaseModel):
-    """One supervised LoRA run. ``None`` means: settled from the base and the data."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    # what to make, from what, and where
+    # what to make, from what, and where; the other keys stand in training.keys
     name: str  # the adapter's name in the registry
-    data: tuple[Path, ...] = Field(min_length=1)  # alpaca, ShareGPT or OpenAI messages
     base: str | None = None  # folder or hub id; None is the embedded base
     home: Path | None = None  # None: LORALOOP_HOME, else ./.loraloop
     output_dir: Path | None = None  # checkpoints and logs; None: <home>/jobs/train-<name>
     description: str = ""
-
-    # the adapter
-    rank: int = Field(default=16, gt=0, le=256)
-    alpha: float | None = Field(default=None, gt=0)  # None: 2 × rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    use_rslora: bool = False
-
-    # optimisation
-    learning_rate: float | None = Field(default=None, gt=0)
-    learning_rate_multiplier: float = Field(default=1.0, gt=0)  # of the rate, chosen or settled
-    epochs: float = Field(default=3, gt=0)
-    max_steps: Positive | None = None  # wins over epochs
-    batch_size: Positive = 8
-    gradient_accumulation: Positive = 1
-    lr_scheduler: Literal["linear", "cosine", "constant"] = "cosine"
-    warmup_ratio: Fraction = 0.05
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, ge=0)  # 0 switches clipping off
-    gradient_checkpointing: bool = False
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU
-    num_threads: Positive | None = None  # None: torch's own choice
-    seed: int = Field(default=0, ge=0, lt=2**32)
-
-    # data
-    max_length: Annotated[int, Field(gt=1)] | None = None  # tokens; None: at most 2048
-    max_bad_rows: int = Field(default=0, ge=0)  # more unusable rows than this stop the run
-    split: tuple[Fraction, Fraction, Fraction] = (0.8, 0.1, 0.1)  # train, validation, test
-
-    # evaluation, checkpoints, log lines; all counted in optimizer steps
-    eval_steps: Positive | None = None  # None: about eight evaluations per run
-    early_stopping_patience: Positive | None = 3  # in EVALUATIONS without improvement; None: off
-    early_stopping_threshold: float = Field(default=0.0, ge=0)  # an improvement is larger than this
-    save_steps: Positive | None = None  # checkpoints besides the one at every evaluation
-    logging_steps: Positive | None = None  # None: about a hundred progress lines per run
-    resume: bool | Path = False  # True: from the last checkpoint in output_dir, if there is one
+    license: str | None = None  # of the data and the adapter, for the model card
+    limits: str = ""  # what the version is not meant for, for the model card
 
     @field_validator("name")
     @classmethod
@@ -84,18 +41,8 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"an adapter name matches {NAME.pattern}")
         return name
 
-    @field_validator("data", mode="before")
-    @classmethod
-    def _one_path_is_a_list(cls, data: Any) -> Any:
-        return [data] if isinstance(data, str | Path) else data
-
     @model_validator(mode="after")
-    def _parts_fit_together(self) -> TrainingConfig:
-        train, validation, test = self.split
-        if abs(train + validation + test - 1) > 1e-6:
-            raise ValueError(f"split {list(self.split)} adds up to {train + validation + test:g}")
-        if train == 0 or test == 0:
-            raise ValueError("split needs a train and a test part: the gate compares on the latter")
+    def _modules_are_named(self) -> TrainingConfig:
         if self.target_modules == ():
             raise ValueError("target_modules is empty; list module names or say all-linear")
         return self

@@ -6,6 +6,7 @@ A mistake in a path or a row is told within two seconds of the start, before the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from artifacts.base import Base, open_base
 from artifacts.chat import ChatRenderer
@@ -45,5 +46,7 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
         fractions=config.split,
         seed=config.seed,
     )
-    data = load_data(config.data, ChatRenderer(base.tokenizer), options)
+    data = load_data(
+        [Path(source.path) for source in config.data], ChatRenderer(base.tokenizer), options
+    )
     return Inputs(config, home, registry, base, data)

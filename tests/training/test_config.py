@@ -8,6 +8,7 @@ import pytest
 
 from training.config import TrainingConfig, load_config
 from training.errors import InvalidConfig
+from training.keys.data import DataSource
 
 EXAMPLE = Path(__file__).parents[2] / "training" / "configs" / "lora.yaml"
 
@@ -29,19 +30,19 @@ def test_overrides_win_and_are_typed_like_yaml(tmp_path: Path) -> None:
     )
     assert (config.rank, config.target_modules, config.resume) == (8, ("q_proj", "v_proj"), True)
     assert (config.learning_rate, config.early_stopping_patience) == (0.001, None)
-    assert (config.data, config.scaled_alpha) == ((Path("x.json"),), 16.0)
+    assert (config.data, config.scaled_alpha) == ((DataSource(path="x.json"),), 16.0)
 
 
 def test_the_example_states_the_defaults(tmp_path: Path) -> None:
     example = load_config(EXAMPLE, [])
-    assert example == TrainingConfig(name="demo", data=(Path("train.json"),))
+    assert example == TrainingConfig(name="demo", data=(DataSource(path="train.json"),))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("lerning_rate: 1", "unknown configuration key 'lerning_rate'; did you mean 'learning_r"),
-        ("zzz: 1", "known keys: name, data"),
+        ("zzz: 1", "known keys: "),
         ("rank: 1\nrank: 2", "'rank' appears twice (line 4)"),
         ("rank: many", "rank='many'"),
         ("rank: 0", "rank=0"),

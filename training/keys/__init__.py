@@ -1,0 +1,1 @@
+"""Groups of configuration keys; ``training.config.TrainingConfig`` is all of them. No torch."""
