@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +66,7 @@ class DataKeys(Keys):
             raise ValueError(f"split {list(self.split)} adds up to {train + validation + test:g}")
         if train == 0 or (test == 0 and not self.test_data):
             raise ValueError("split needs a train and a test part: the gate compares on the latter")
-        is_windowed = self.long_rows == "window" and self.max_length is not None
-        if is_windowed and self.window_overlap >= self.max_length:
+        if self.long_rows == "window" and self.window_overlap >= (self.max_length or math.inf):
             raise ValueError(
                 f"window_overlap={self.window_overlap} must be below max_length={self.max_length}"
             )
