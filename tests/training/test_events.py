@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -85,6 +86,15 @@ def test_under_nohup_a_closed_terminal_is_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def _with_a_terminal() -> Iterator[None]:
+    """SIGHUP as a shell leaves it, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_with_a_terminal")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_while_training_the_first_signal_asks_and_the_second_insists(number: int) -> None:
     before = signal.getsignal(number)
