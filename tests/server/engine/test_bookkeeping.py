@@ -147,9 +147,9 @@ class Case:
                 seats[account] += seq in seated
         tenants = list(line._tenants._accounts.values())
         flows = [flow for tenant in tenants for flow in tenant.flows._accounts.values()]
-        accounts: list[Account] = [*tenants, *flows]
-        for account in accounts:
-            assert (account.num_here, account.num_seated) == (here[account], seats[account])
+        accounts = cast(list[Account], [*tenants, *flows])
+        for owner in accounts:
+            assert (owner.num_here, owner.num_seated) == (here[owner], seats[owner])
         in_line = [seq for flow in flows for seq in flow.waiting]
         assert len(in_line) == len(line) == len(self.open) - len(seated)
         assert set(in_line) == self.open - seated
