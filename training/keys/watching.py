@@ -22,6 +22,8 @@ class WatchingKeys(Keys):
     early_stopping_unit: Literal["evaluations", "steps", "epochs"] = "evaluations"
     early_stopping_threshold: float = Field(default=0.0, ge=0)  # an improvement is larger than this
     save_steps: Positive | None = None  # checkpoints besides the one at every evaluation
+    # adapters of the latest evaluations, kept as PEFT folders in <output_dir>/checkpoints
+    kept_checkpoints: int = Field(default=0, ge=0, le=100)
     logging_steps: Positive | None = None  # None: about a hundred progress lines per run
     resume: bool | Path = False  # True: from the last checkpoint in output_dir, if there is one
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb", "swanlab"], ...] = ("tensorboard",)
