@@ -1,12 +1,15 @@
-"""Examples to padded batches: data set, seeded length-grouped order, collation. Knows no model.
+"""Examples to batches: data set, seeded order, collation. Knows no model.
 
-Rows of like length meet in one batch, so that little of it is padding (2 cores feel it at once).
-The order of an epoch depends on (seed, epoch) alone: a resumed run sees the batches it would have.
+A batch is one sequence in which its rows lie end to end (``training.segments`` keeps them apart):
+nothing is padded, and rows of any lengths can meet. The order of an epoch depends on (seed, epoch)
+alone: a resumed run sees the batches it would have.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -14,9 +17,14 @@ from torch.utils.data import Dataset, Sampler
 
 from training.data.examples import IGNORED, Example
 
-# Rows are sorted by length within this many batches: enough to cut padding, few enough that
-# batches still differ from epoch to epoch.
-_BATCHES_PER_POOL = 8
+
+class Batch(TypedDict):
+    """Rows end to end; ``num_tokens`` is the sum of their lengths."""
+
+    input_ids: Tensor  # [1, num_tokens]
+    position_ids: Tensor  # [1, num_tokens], from 0 in each row
+    labels: Tensor  # [1, num_tokens], IGNORED where no loss falls and at each row's first token
+    lengths: Tensor  # [num_rows]
 
 
 class ExampleDataset(Dataset[Example]):
@@ -32,48 +40,68 @@ class ExampleDataset(Dataset[Example]):
         return self._examples[index]
 
 
-class LengthGroupedSampler(Sampler[int]):
-    """Yields every index once per epoch, neighbours of like length; accelerate sets the epoch."""
+class ShuffledBatches(Sampler[list[int]]):
+    """Every index once per epoch, ``batch_size`` at a time; accelerate sets the epoch.
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
+    With ``max_tokens``, a batch holds instead as many rows as fit, give or take one: packing. The
+    number of batches is the same in all epochs then too; a schedule and a resume count on it.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], batch_size: int, seed: int, max_tokens: int | None = None
+    ) -> None:
         self._lengths = [len(example.input_ids) for example in examples]
         self._batch_size = batch_size
         self._seed = seed
+        self._max_tokens = max_tokens
         self._epoch = 0
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        if self._max_tokens is None:
+            return math.ceil(len(self._lengths) / self._batch_size)
+        return num_packed_batches(self._lengths, self._max_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = torch.randperm(len(self), generator=generator).tolist()
-        pool_size = _BATCHES_PER_POOL * self._batch_size
-        batches: list[list[int]] = []
-        for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=lambda i: self._lengths[i])
-            batches += [
-                pool[cut : cut + self._batch_size] for cut in range(0, len(pool), self._batch_size)
-            ]
-        # A short batch must stay last: the loader cuts the stream every batch_size rows.
-        last = [batches.pop()] if batches and len(batches[-1]) < self._batch_size else []
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        for batch in [*(batches[i] for i in shuffled), *last]:
-            yield from batch
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self._seed << 20 | self._epoch)
+        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        if self._max_tokens is None:
+            for start in range(0, len(order), self._batch_size):
+                yield order[start : start + self._batch_size]
+        else:
+            yield from self._packed(order)
+
+    def _packed(self, order: list[int]) -> Iterator[list[int]]:
+        """Cuts the epoch's tokens into equal parts; a row belongs where its first token falls."""
+        batch: list[int] = []
+        share = sum(self._lengths) / len(self)
+        number, begin = 1, 0
+        for index in order:
+            if begin >= number * share:
+                yield batch
+                batch, number = [], number + 1
+            batch.append(index)
+            begin += self._lengths[index]
+        yield batch
 
 
-def collate(examples: Sequence[Example]) -> dict[str, Tensor]:
-    """Pads on the right to the longest row; the mask makes the value of the padding irrelevant."""
-    longest = max(len(example.input_ids) for example in examples)
-    shape = (len(examples), longest)
-    input_ids = torch.zeros(shape, dtype=torch.long)  # [batch, longest]
-    attention_mask = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED, dtype=torch.long)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.long)
-        labels[row, :length] = torch.tensor(example.labels, dtype=torch.long)
-        attention_mask[row, :length] = 1
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+def num_packed_batches(lengths: Sequence[int], max_tokens: int) -> int:
+    """How many batches of about ``max_tokens`` an epoch makes; none is empty."""
+    return max(1, min(math.ceil(sum(lengths) / max_tokens), sum(lengths) // max(lengths)))
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Rows end to end. A row's first token is no target: nothing before it predicts it."""
+    lengths = [len(example.input_ids) for example in examples]
+    ids = torch.cat([torch.tensor(e.input_ids, dtype=torch.long) for e in examples])
+    labels = torch.cat([torch.tensor(e.labels, dtype=torch.long) for e in examples])
+    ends = torch.tensor(lengths).cumsum(0)
+    labels[ends - torch.tensor(lengths)] = IGNORED
+    return {
+        "input_ids": ids[None],
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "labels": labels[None],
+        "lengths": torch.tensor(lengths),
+    }

@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
-from training.batches import collate
+from training.batches import Batch, collate
 from training.data.examples import IGNORED, Example
+from training.segments import no_mask, use_segments
+
+_MAX_LOGITS = 1 << 26  # float32 logits that exist at once: 256 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,29 +35,53 @@ class HeldOutLoss:
         return math.exp(self.loss) if self.loss < 700 else math.inf  # exp overflows at 709
 
 
-def target_logits(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def forward(model: Any, batch: Batch, **options: Any) -> Tensor:
+    """Logits of the batch, [num_tokens, vocab], or of the positions in ``logits_to_keep``."""
+    use_segments(model)
+    output = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        attention_mask=no_mask(batch["input_ids"]),
+        segments=batch["lengths"].tolist(),
+        use_cache=False,
+        **options,
+    )
+    logits: Tensor = output.logits[0]
+    return logits
+
+
+def target_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits [num_targets, vocab] where the loss falls, and the target ids [num_targets].
 
-    Columns of the batch in which no row has a target never reach the lm_head: 10-15 % of a step
-    on a small base, and most of the memory on a large vocabulary.
+    Other positions never reach the lm_head: on a large vocabulary that is a third of a step and
+    most of its memory.
     """
-    shifted = batch["labels"][:, 1:]  # [batch, longest - 1]: what each position must predict
-    columns = (shifted != IGNORED).any(dim=0).nonzero()[:, 0]  # [num_columns]
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        logits_to_keep=columns,
-        use_cache=False,
-    ).logits  # [batch, num_columns, vocab]
-    targets = shifted[:, columns]
-    wanted = targets != IGNORED
-    return logits[wanted], targets[wanted]
+    following = batch["labels"][0, 1:]  # what each position but the last must predict
+    positions = (following != IGNORED).nonzero()[:, 0]  # [num_targets]
+    return forward(model, batch, logits_to_keep=positions), following[positions]
 
 
-def summed_loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
+def summed_loss(model: Any, batch: Batch) -> Tensor:
     """Summed negative log-likelihood of the batch's assistant tokens, in float32."""
     logits, targets = target_logits(model, batch)
+    rows = max(1, _MAX_LOGITS // logits.shape[1])
+    if len(logits) <= rows or not logits.requires_grad:
+        pieces = zip(logits.split(rows), targets.split(rows), strict=True)
+        return torch.stack([_nll(*piece) for piece in pieces]).sum()
+    # The float32 copies of one piece at a time, made again for the backward pass.
+    pieces = zip(logits.split(rows), targets.split(rows), strict=True)
+    losses = [checkpoint(_nll, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(losses).sum()
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch over there."""
+    moved: Any = {key: cast(Tensor, tensor).to(device) for key, tensor in batch.items()}
+    return cast(Batch, moved)
 
 
 @torch.no_grad()
@@ -65,8 +93,8 @@ def held_out_loss(model: Any, examples: Sequence[Example], batch_size: int) -> H
     model.eval()
     total = 0.0
     for start in range(0, len(ordered), batch_size):
-        batch = collate(ordered[start : start + batch_size])
-        total += summed_loss(model, {key: t.to(device) for key, t in batch.items()}).item()
+        batch = to_device(collate(ordered[start : start + batch_size]), device)
+        total += summed_loss(model, batch).item()
     model.train(was_training)
     num_tokens = sum(example.num_targets for example in ordered)
     return HeldOutLoss(total / num_tokens, num_tokens)
