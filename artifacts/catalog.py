@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import NotFound
+from artifacts.errors import Conflict, NotFound
 from artifacts.manifest import AdapterManifest
 from artifacts.names import CHAMPION, LATEST, AdapterRef
 
@@ -27,6 +27,21 @@ class AdapterVersion:
     def id(self) -> str:
         return f"{self.name}@{self.version}"
 
+    @property
+    def is_fit(self) -> bool:
+        """Whether it may answer where nobody named its number."""
+        return self.manifest.gate != "failed"
+
+    def refuse_unfit(self, use: str) -> None:
+        """Conflict if its gates failed; ``use`` says what it was wanted for."""
+        if self.is_fit:
+            return
+        reasons = "; ".join(str(gate) for gate in self.manifest.failed_gates)
+        raise Conflict(
+            f"{self.id} failed its gate ({reasons}), so {use} may not point to it; ask it as "
+            f"{self.id}, or point to it all the same with force, which is recorded"
+        )
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -43,8 +58,16 @@ class Catalog:
         return found
 
     def resolve(self, ref: AdapterRef) -> AdapterVersion:
-        """What a reference means; a bare name means its champion, else its latest."""
+        """What a reference means; a bare name means its champion, else its latest.
+
+        A version that failed its gate is nobody's latest.
+        """
         return self.get(ref.name, self._number(ref))
+
+    def latest(self, name: str) -> AdapterVersion | None:
+        """The newest version of a name that did not fail its gate."""
+        fit = [each for each in self.versions.get(name, {}).values() if each.is_fit]
+        return fit[-1] if fit else None
 
     def list(self) -> list[AdapterVersion]:
         """Every version, by name and number."""
@@ -64,7 +87,12 @@ class Catalog:
         if alias in aliases:
             return aliases[alias]
         if ref.alias in (None, LATEST):
-            return max(versions)
+            if (latest := self.latest(ref.name)) is not None:
+                return latest.version
+            raise NotFound(
+                f"every version of {ref.name} failed its gate, so {ref} means none of them; "
+                f"ask for one by its number: {self._known(ref.name)}"
+            )
         listed = ", ".join(f"{ref.name}@{each}" for each in sorted([*aliases, LATEST]))
         raise NotFound(f"there is no alias {ref.name}@{alias}; known: {listed}")
 

@@ -6,6 +6,7 @@ to import comes in with the command that needs it: ``loraloop --help`` answers a
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ import typer
 
 from artifacts.errors import Corrupt, InvalidName, LoraloopError
 from artifacts.home import Home
-from artifacts.names import LATEST, AdapterRef, parse_ref
+from artifacts.manifest import GateResult
+from artifacts.names import LATEST, parse_ref
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,6 +78,7 @@ def show(ref: RefArgument, as_json: JsonOption = False, home: HomeOption = None)
         record = version.manifest.model_dump(mode="json") | {
             "id": version.id,
             "path": str(version.path),
+            "gate": version.manifest.gate,
             "aliases": _aliases_of(registry, version),
         }
         if as_json:
@@ -114,6 +117,9 @@ def alias(
         int | None, typer.Argument(metavar="[VERSION]", help="the version to point at", min=1)
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="forget the alias instead")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="also a version that failed its gate; it is recorded")
+    ] = False,
     home: HomeOption = None,
 ) -> None:
     """Point an alias at a version: `alias support@champion 3` serves version 3 as `support`."""
@@ -127,7 +133,8 @@ def alias(
             registry.delete_alias(parsed.name, parsed.alias)
             typer.echo(f"{ref} is gone")
             return
-        before = registry.set_alias(parsed.name, parsed.alias, version)
+        by = f"cli:{getpass.getuser()}" if force else None
+        before = registry.set_alias(parsed.name, parsed.alias, version, forced_by=by)
         was = f", was {parsed.name}@{before}" if before is not None else ""
         typer.echo(f"{ref} is now {parsed.name}@{version}{was}")
 
@@ -228,8 +235,8 @@ def _explicit(ref: str) -> tuple[str, int]:
 def _aliases_of(registry: Registry, version: AdapterVersion) -> list[str]:
     stored = registry.aliases(version.name)
     names = [alias for alias, number in stored.items() if number == version.version]
-    newest = registry.resolve(AdapterRef(version.name, alias=LATEST))
-    return [*names, LATEST] if newest.version == version.version else names
+    newest = registry.catalog().latest(version.name)
+    return [*names, LATEST] if newest == version else names
 
 
 def _summary(registry: Registry, version: AdapterVersion) -> dict[str, Any]:
@@ -241,13 +248,15 @@ def _summary(registry: Registry, version: AdapterVersion) -> dict[str, Any]:
         **manifest.model_dump(mode="json", include=keys),
         "is_verified_base": manifest.base_fingerprint is not None,
         "content_hash": version.content_hash,
+        "gate": manifest.gate,
+        "failed_gates": [gate.name for gate in manifest.failed_gates],
     }
 
 
 def _versions_table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    table = Table("version", "aliases", "base", "origin")
+    table = Table("version", "aliases", "gate", "base", "origin")
     for heading in ("rank", "loss, base → adapter", "MB"):
         table.add_column(heading, justify="right")
     table.add_column("created")
@@ -258,6 +267,7 @@ def _versions_table(rows: list[dict[str, Any]]) -> Table:
         table.add_row(
             row["id"],
             " ".join(row["aliases"]),
+            ": ".join(filter(None, (row["gate"], ", ".join(row["failed_gates"])))),
             row["base_id"] + ("" if row["is_verified_base"] else " (unverified)"),
             row["origin"],
             str(row["rank"]),
@@ -274,10 +284,17 @@ def _record_table(record: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None)
     for key in ("id", *sorted(record.keys() - {"id"})):
         value = record[key]
+        if key == "gates":
+            value = "\n".join(_verdict(gate) for gate in value)
         if isinstance(value, dict | list):
             value = json.dumps(value, indent=1, ensure_ascii=False) if value else ""
         table.add_row(key, "unknown (made elsewhere)" if value is None else str(value))
     return table
+
+
+def _verdict(gate: dict[str, Any]) -> str:
+    words = {True: "passed", False: "failed", None: "not measured"}
+    return f"{words[gate['passed']]}: {GateResult(**gate)}"
 
 
 def _print(table: Table) -> None:
@@ -286,7 +303,5 @@ def _print(table: Table) -> None:
 
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        from rich.console import Console
-
-    console = Console(markup=False, highlight=False, width=200)
+        console = Console(markup=False, highlight=False, width=200)
     console.print(table)

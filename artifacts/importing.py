@@ -128,4 +128,6 @@ def _draft(weights: LoraWeights, base: Base, manifest: AdapterManifest | None) -
         num_bytes=weights.num_bytes,
         settings=own,
         metrics=manifest.metrics if manifest else {},
+        gates=manifest.gates if manifest else (),
+        evaluation=manifest.evaluation if manifest else {},
     )

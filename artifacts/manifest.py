@@ -16,6 +16,23 @@ CARD_MARK = "<!-- written by loraloop -->"
 Metric = float | str | None
 
 
+class GateResult(BaseModel):
+    """What one gate found. ``passed`` None: not measured, and ``detail`` says why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str  # perplexity_drop, bleu4:chats, …
+    value: float | None  # None also where a figure is not finite
+    threshold: float | None
+    passed: bool | None
+    detail: str = ""
+
+    def __str__(self) -> str:
+        figure = "" if self.value is None else f" is {self.value:.4g}"
+        wanted = "" if self.threshold is None else f" (threshold {self.threshold:.4g})"
+        return f"{self.name}{figure}{wanted}" + (f": {self.detail}" if self.detail else "")
+
+
 class ManifestDraft(BaseModel):
     """Everything about a new version but what the registry adds: name, number, time, hashes."""
 
@@ -34,6 +51,19 @@ class ManifestDraft(BaseModel):
     num_bytes: int  # of the weights file
     settings: dict[str, Any] = {}
     metrics: dict[str, Metric] = {}  # base_loss, adapter_loss, base_perplexity, …
+    gates: tuple[GateResult, ...] = ()
+    evaluation: dict[str, Any] = {}  # of the suite, as training.evaluate.results sums it up
+
+    @property
+    def gate(self) -> Literal["passed", "failed", "none"]:
+        """``failed`` answers under its explicit id only; what was not measured fails nobody."""
+        if not self.gates:
+            return "none"
+        return "failed" if self.failed_gates else "passed"
+
+    @property
+    def failed_gates(self) -> list[GateResult]:
+        return [gate for gate in self.gates if gate.passed is False]
 
 
 class AdapterManifest(ManifestDraft):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sqlalchemy import ForeignKeyConstraint, Integer, String, Text, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from artifacts.audit import GATE_OVERRIDE, append
 from artifacts.catalog import AdapterVersion, Catalog
 from artifacts.database import Database, Table
 from artifacts.errors import Conflict, NotFound, StorageError
@@ -92,9 +93,9 @@ class Registry:
     def publish(self, name: str, folder: Path, manifest: ManifestDraft) -> AdapterVersion:
         """Move the finished PEFT folder in as the next version of ``name``.
 
-        The folder is gone afterwards. The first version becomes ``champion``, later ones change
-        no alias. On any failure nothing is registered and the folder is where it was. Raises
-        InvalidName, InvalidInput, StorageError.
+        The folder is gone afterwards. The first version that did not fail its gate becomes
+        ``champion``, later ones change no alias. On any failure nothing is registered and the
+        folder is where it was. Raises InvalidName, InvalidInput, StorageError.
         """
         check_name(name)
         with storage_errors(self.home.root):
@@ -115,7 +116,10 @@ class Registry:
                 record = staged.write_record(record)
                 final = self._folders.path(name, record.version)
                 publish_folder(staged.path, final)
+                is_champion = self._is_first_fit(session, record)
                 _insert(session, row, record)
+                if is_champion:
+                    session.add(AliasRow(name=name, alias=CHAMPION, version=record.version))
         except BaseException:
             if final is not None and not self._may_be_committed(name, final):
                 staged.take_back(final)
@@ -125,11 +129,22 @@ class Registry:
         staged.discard_source()
         return AdapterVersion(name, record.version, final, record.content_hash, record)
 
-    def set_alias(self, name: str, alias: str, version: int) -> int | None:
-        """Point ``name@alias`` at a version; returns the version it pointed at before."""
+    def set_alias(
+        self, name: str, alias: str, version: int, *, forced_by: str | None = None
+    ) -> int | None:
+        """Point ``name@alias`` at a version; returns the version it pointed at before.
+
+        Conflict if the version failed its gate, unless somebody answers for it: ``forced_by``
+        goes into the audit trail in the same transaction.
+        """
         check_alias(alias)
         with self._writing() as session:
-            self._read(session).get(check_name(name), version)
+            wanted = self._read(session).get(check_name(name), version)
+            use = f"the alias {name}@{alias}"
+            if forced_by is None:
+                wanted.refuse_unfit(use)
+            elif not wanted.is_fit:
+                append(session, forced_by, GATE_OVERRIDE, wanted.id, use=use)
             row = session.get(AliasRow, (name, alias))
             if row is None:
                 session.add(AliasRow(name=name, alias=alias, version=version))
@@ -245,6 +260,13 @@ class Registry:
         path = self._folders.path(row.name, row.version)
         return AdapterVersion(row.name, row.version, path, row.content_hash, manifest)
 
+    def _is_first_fit(self, session: Session, record: AdapterManifest) -> bool:
+        """Whether nobody before it could answer for its name; a forced champion stays."""
+        if record.gate == "failed" or session.get(AliasRow, (record.name, CHAMPION)) is not None:
+            return False
+        rows = session.scalars(select(VersionRow).filter_by(name=record.name))
+        return not any(self._load(row).is_fit for row in rows)
+
     def _sweep(self, session: Session, row: AdapterRow) -> Paths:
         """Remove crash leftovers of one name and move its counter past every number on disk."""
         row.next_version = max(row.next_version, 1 + self._folders.highest(row.name))
@@ -280,7 +302,6 @@ def _check_unused(session: Session, name: str, version: int) -> None:
 
 
 def _insert(session: Session, row: AdapterRow, record: AdapterManifest) -> None:
-    is_first = not _versions(session, record.name)
     row.next_version = record.version + 1
     session.add(
         VersionRow(
@@ -291,8 +312,6 @@ def _insert(session: Session, row: AdapterRow, record: AdapterManifest) -> None:
         )
     )
     session.flush()
-    if is_first:
-        session.merge(AliasRow(name=record.name, alias=CHAMPION, version=record.version))
 
 
 def _versions(session: Session, name: str) -> list[int]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from artifacts.registry import AdapterVersion, Registry
 
 FOREIGN = "foreign"  # made elsewhere: that it was trained on this very base is the user's word
+GATE_FAILED = "gate failed"  # answers under its explicit id, and where somebody forced it to
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class LoadGate:
 def marks(manifest: AdapterManifest) -> list[str]:
     """What an operator should know about a version at a glance."""
     is_foreign = manifest.base_fingerprint is None or manifest.template_hash is None
-    return [FOREIGN] if is_foreign else []
+    is_unfit = manifest.gate == "failed"
+    return [FOREIGN] * is_foreign + [GATE_FAILED] * is_unfit
 
 
 def _damaged(version: AdapterVersion, reason: str) -> Corrupt:

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 
 from sqlalchemy import select
 
+from artifacts.audit import AuditRow
 from artifacts.database import Database
 from artifacts.errors import StorageError
 from server.paging import Page, Paging, page_of
-from server.tables import AuditRow
 from server.trouble import Trouble
 
 log = logging.getLogger("loraloop.server")

@@ -132,16 +132,3 @@ class FeedbackRow(Table):
     subject: Mapped[str | None] = mapped_column(Text, default=None)
     created_at: Mapped[float] = mapped_column(Float)
     updated_at: Mapped[float] = mapped_column(Float)
-
-
-class AuditRow(Table):
-    """Who changed what, and when."""
-
-    __tablename__ = "audit"
-
-    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    at: Mapped[float] = mapped_column(Float)
-    who: Mapped[str] = mapped_column(String(64))  # "key:<fingerprint>", "loopback", "server"
-    action: Mapped[str] = mapped_column(String(48))
-    subject: Mapped[str] = mapped_column(Text)
-    detail: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -109,25 +109,44 @@ class JobEnd:
             "load_s": load_s,
             "duration_s": outcome.published.get("duration_s"),
             "metrics": dict(version.manifest.metrics),
+            "gate": version.manifest.gate,
+            "gates": [gate.model_dump() for gate in version.manifest.gates],
         }
-        await asyncio.to_thread(
-            self._store.add_event,
-            job.id,
-            f"New fine-tuned model created: {model_id}",
-            payload={"fine_tuned_model": model_id, **result},
-        )
-        message = "The job has successfully completed"
+        if version.is_fit:
+            await asyncio.to_thread(
+                self._store.add_event,
+                job.id,
+                f"New fine-tuned model created: {model_id}",
+                payload={"fine_tuned_model": model_id, **result},
+            )
         values = {**ended_values(), "version": version.version, "result": result}
-        await self._move(job, "succeeded", message, **values)
+        if version.is_fit:
+            message = "The job has successfully completed"
+            await self._move(job, "succeeded", message, **values)
+        else:
+            await self._tell_unfit(job, version, values)
         await self._audit_server("adapter.publish", version.id, job=job.id, load_s=load_s)
+
+    async def _tell_unfit(
+        self, job: JobRow, version: AdapterVersion, values: dict[str, Any]
+    ) -> None:
+        """To OpenAI's clients it failed, so that nobody goes live with it unseen; the version
+        stays, for whoever asks for it by its number."""
+        reasons = "; ".join(str(gate) for gate in version.manifest.failed_gates)
+        message = (
+            f"The new version failed its gate ({reasons}). It is registered as {version.id} and "
+            "answers under this id only; an alias or an arm of an experiment may point to it with "
+            "force."
+        )
+        await self._record_failure(job, JobError("gate", message), **values)
 
     async def _fail(self, job: JobRow, folder: JobFolder, error: JobError) -> None:
         await self._discard(folder, None)
         await self._record_failure(job, error)
 
-    async def _record_failure(self, job: JobRow, error: JobError) -> None:
+    async def _record_failure(self, job: JobRow, error: JobError, **values: Any) -> None:
         stored = {"code": error.code, "message": error.message, "param": error.param}
-        values = {**ended_values(), "error": stored}
+        values = {**ended_values(), **values, "error": stored}
         await self._move(job, "failed", error.message, level="error", **values)
 
     async def _move(self, job: JobRow, status: Any, message: str, **values: Any) -> None:

@@ -16,14 +16,15 @@ ORGANISATION = "loraloop"
 
 def job_json(job: JobRow) -> dict[str, Any]:
     """A ``fine_tuning.job``."""
-    is_done = job.status == "succeeded" and job.version is not None
-    version = job.version if is_done else None
+    # A failed job has a version where only its gate failed: it answers when asked by its number.
+    version = job.version if job.status in ("succeeded", "failed") else None
+    model = version and fine_tuned_model_id(job.model, job.name, version)
     return {
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": int(job.created_at),
         "error": job.error,
-        "fine_tuned_model": version and fine_tuned_model_id(job.model, job.name, version),
+        "fine_tuned_model": model if job.status == "succeeded" else None,
         "finished_at": _seconds(job.finished_at),
         "hyperparameters": job.hyperparameters,
         "method": {

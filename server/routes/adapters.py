@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from server.state import Server
 router = APIRouter(prefix="/admin/adapters", tags=["adapters"])
 
 _NONE: dict[int | str, dict[str, Any]] = {404: error("No such adapter, version or alias.")}
+_UNFIT = {**_NONE, 409: error("The version failed its gate.")}
 
 
 class LoadBody(StrictBody):
@@ -61,7 +63,10 @@ class UnloadBody(StrictBody):
 
 
 class AliasBody(StrictBody):
+    """``force``: also a version that failed its gate; the audit trail says who asked for it."""
+
     version: int = Field(ge=1, lt=10**9)
+    force: bool = False
 
 
 @router.get("", summary="List registered versions")
@@ -140,17 +145,20 @@ def get_alias(name: str, alias: str, server: ServerDep, caller: Admin) -> dict[s
     return _alias(name, alias, target)
 
 
-@router.put("/{name}/aliases/{alias}", summary="Point an alias at a version", responses=_NONE)
+@router.put("/{name}/aliases/{alias}", summary="Point an alias at a version", responses=_UNFIT)
 async def put_alias(
     name: str, alias: str, body: AliasBody, server: ServerDep, caller: Admin
 ) -> dict[str, Any]:
     """The version passes the load gate and is loaded before the alias moves."""
     check_alias(alias)
     version = await asyncio.to_thread(server.registry.get, name, body.version)
-    load_s = await server.adapters.load(version)
-    before = await asyncio.to_thread(server.registry.set_alias, name, alias, body.version)
-    facts = {"version": body.version, "before": before}
     label = f"{name}@{alias}"
+    if not body.force:
+        version.refuse_unfit(f"the alias {label}")
+    load_s = await server.adapters.load(version)
+    set_alias = partial(server.registry.set_alias, forced_by=who(caller) if body.force else None)
+    before = await asyncio.to_thread(set_alias, name, alias, body.version)
+    facts = {"version": body.version, "before": before}
     await asyncio.to_thread(server.audit.record, who(caller), "alias.put", label, **facts)
     return {**_alias(name, alias, body.version), "before": before, "load_s": load_s}
 
@@ -216,6 +224,8 @@ def _view(version: AdapterVersion, aliases: dict[str, int], state: AdapterState)
         "num_parameters": manifest.num_parameters,
         "bytes": manifest.num_bytes,
         "metrics": manifest.metrics,
+        "gate": manifest.gate,
+        "gates": [gate.model_dump() for gate in manifest.gates],
         "created_at": manifest.created_at,
         "state": {
             "loaded": state.is_loaded,

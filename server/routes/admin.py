@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from artifacts.audit import AuditRow
 from server.deps import Admin, ServerDep
 from server.paging import Order, Paging, list_json
 from server.routes import adapters, experiments, feedback
-from server.tables import AuditRow
 
 router = APIRouter()
 router.include_router(adapters.router)

@@ -8,18 +8,23 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import Field
 
+from artifacts.audit import GATE_OVERRIDE
 from server.audit import who
 from server.comparison.experiments import MAX_ARMS, MAX_WEIGHT, Arm, Experiment
 from server.deps import Admin, ServerDep
 from server.fields import StrictBody, Text
 from server.names import check_adapter_name
-from server.resolve import resolve_fixed
+from server.resolve import Target, resolve_fixed
 from server.routes.openapi import ERRORS, error
 from server.state import Server
 
 router = APIRouter(prefix="/admin/experiments", tags=["experiments"])
 
 _NONE: dict[int | str, dict[str, Any]] = {404: error("No experiment of this name.")}
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    400: ERRORS[400],
+    409: error("An arm's version failed its gate."),
+}
 
 
 class ArmBody(StrictBody):
@@ -30,12 +35,16 @@ class ArmBody(StrictBody):
 
 
 class ExperimentBody(StrictBody):
-    """The arms; weights are relative to each other."""
+    """The arms; weights are relative to each other.
+
+    ``force``: also versions that failed their gate; the audit trail says who asked for it.
+    """
 
     arms: list[ArmBody] = Field(min_length=2, max_length=MAX_ARMS)
+    force: bool = False
 
 
-@router.put("/{name}", summary="Start or re-weight", responses={400: ERRORS[400]})
+@router.put("/{name}", summary="Start or re-weight", responses=_REFUSED)
 async def put_experiment(
     name: str, body: ExperimentBody, server: ServerDep, caller: Admin
 ) -> dict[str, Any]:
@@ -44,8 +53,20 @@ async def put_experiment(
     Putting it again keeps every subject on its arm, but for those that the new weights must move.
     """
     check_adapter_name(name, "name", server.base.id)
-    arms = [await _ready_arm(arm, server) for arm in body.arms]
+    use = f"an arm of the experiment {name}"
+    targets = [await _target(arm, server) for arm in body.arms]
+    unfit = [each for target in targets if (each := target.version) and not each.is_fit]
+    if unfit and not body.force:
+        unfit[0].refuse_unfit(use)
+    arms = [
+        await _ready_arm(target, arm.weight, server)
+        for target, arm in zip(targets, body.arms, strict=True)
+    ]
     experiment = await asyncio.to_thread(server.experiments.put, name, arms)
+    for version in unfit:
+        await asyncio.to_thread(
+            server.audit.record, who(caller), GATE_OVERRIDE, version.id, use=use
+        )
     facts = {"arms": {arm.model: arm.weight for arm in arms}}
     await asyncio.to_thread(server.audit.record, who(caller), "experiment.put", name, **facts)
     return _view(experiment)
@@ -69,11 +90,14 @@ def delete_experiment(name: str, server: ServerDep, caller: Admin) -> dict[str, 
     return {"name": name, "object": "experiment", "deleted": True}
 
 
-async def _ready_arm(body: ArmBody, server: Server) -> Arm:
-    target = await asyncio.to_thread(resolve_fixed, body.model, server.base.id, server.registry)
+async def _target(body: ArmBody, server: Server) -> Target:
+    return await asyncio.to_thread(resolve_fixed, body.model, server.base.id, server.registry)
+
+
+async def _ready_arm(target: Target, weight: float, server: Server) -> Arm:
     if target.version is not None:
         await server.adapters.load(target.version)
-    return Arm(target.model_id, body.weight)
+    return Arm(target.model_id, weight)
 
 
 def _view(experiment: Experiment) -> dict[str, Any]:

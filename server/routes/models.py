@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import Any
 
 from fastapi import APIRouter
 
 from artifacts.catalog import AdapterVersion
+from artifacts.errors import NotFound
 from artifacts.names import AdapterRef
 from server.deps import Infer, ServerDep
 from server.resolve import find_fixed
@@ -23,7 +25,8 @@ async def list_models(server: ServerDep, caller: Infer) -> dict[str, Any]:
     catalog = server.catalog.current
     entries = [_base_entry(server)]
     for name, versions in catalog.versions.items():
-        entries.append(_adapter_entry(server, name, catalog.resolve(AdapterRef(name))))
+        with contextlib.suppress(NotFound):  # every version failed its gate: no name, only numbers
+            entries.append(_adapter_entry(server, name, catalog.resolve(AdapterRef(name))))
         entries.extend(_adapter_entry(server, each.id, each) for each in versions.values())
     return {"object": "list", "data": entries}
 
@@ -59,4 +62,5 @@ def _adapter_entry(server: Server, model_id: str, version: AdapterVersion) -> di
         "root": version.id,
         "parent": server.base.id,
         "max_model_len": server.engine.max_model_len,
+        "gate": version.manifest.gate,
     }
