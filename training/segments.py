@@ -49,15 +49,16 @@ def _attention(
             module, query, key, value, attention_mask, **options
         )
         return attended
-    parts = zip(*(t.split(segments, dim=2) for t in (query, key, value)), strict=True)
-    pieces = [_row_attention(*part, options) for part in parts]
+    queries, keys, values = (t.split(segments, dim=2) for t in (query, key, value))
+    rows = zip(queries, keys, values, strict=True)
+    pieces = [_row_attention(q, k, v, options) for q, k, v in rows]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None  # [1, tokens, heads, dim]
 
 
 def _row_attention(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
     """One row's, [1, heads, length, head_dim]."""
-    length, window = query.shape[2], options.get("sliding_window")
-    is_cut = window is not None and length > window
+    length, window = query.shape[2], options.get("sliding_window") or query.shape[2]
+    is_cut = length > window
     return scaled_dot_product_attention(
         query,
         key,
