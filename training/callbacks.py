@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -96,6 +97,18 @@ class ProgressEvents(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         path = f"{args.output_dir}/checkpoint-{state.global_step}"
         self._reporter.emit({"event": "checkpoint", "step": state.global_step, "path": path})
+
+
+class AfterStep(TrainerCallback):  # type: ignore[misc]
+    """Tells a method of every optimizer step, from 1, while the step's gradients still exist."""
+
+    def __init__(self, after_step: Callable[[Any, int], None]) -> None:
+        self._after_step = after_step
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._after_step(kwargs["model"], state.global_step + 1)
 
 
 class Checkpoints(TrainerCallback):  # type: ignore[misc]

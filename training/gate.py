@@ -20,7 +20,7 @@ from artifacts.adapter import LoraWeights
 from training.batches import collate
 from training.data.examples import Example
 from training.errors import GateFailed
-from training.evaluation import HeldOutLoss
+from training.evaluation import HeldOutLoss, forward, to_device
 
 NUM_PROBE_ROWS = 4
 MAX_PROBE_TOKENS = 256
@@ -39,22 +39,29 @@ class Probe:
     logits_hash: str  # SHA-256 of the merged logits, float32, in row order
 
 
-def probe_adapter(model: Any, weights: LoraWeights, examples: Sequence[Example]) -> Probe:
-    """Compares base, live adapter and merged copy. Merges in place: the model is spent afterwards,
-    because a second copy of a large base would not fit beside it.
-
-    Raises GateFailed if a module of ``weights`` is not in the model.
-    """
+@torch.no_grad()
+def probe_logits(model: Any, examples: Sequence[Example]) -> Tensor:
+    """Logits of every token of a few rows, [num_tokens, vocab], float32."""
     rows = [
         Example(row.input_ids[:MAX_PROBE_TOKENS], row.labels[:MAX_PROBE_TOKENS])
         for row in examples[:NUM_PROBE_ROWS]
     ]
     model.eval()
-    adapted = _logits(model, rows)
+    return forward(model, to_device(collate(rows), next(model.parameters()).device)).float()
+
+
+def probe_adapter(
+    model: Any, adapted: Tensor, weights: LoraWeights, examples: Sequence[Example]
+) -> Probe:
+    """Compares base, live adapter (its logits, ``adapted``) and merged copy.
+
+    Merges in place: the model is spent afterwards, because a second copy of a large base would not
+    fit beside it. Raises GateFailed if a module of ``weights`` is not in the model.
+    """
     with model.disable_adapter():
-        base = _logits(model, rows)
+        base = probe_logits(model, examples)
         _merge(model.get_base_model(), weights)
-        merged = _logits(model, rows)
+        merged = probe_logits(model, examples)
     scale = base.abs().max().item()  # of the base: a ruined adapter may give zeros
     return Probe(
         effect=(adapted - base).abs().max().item() / scale,
@@ -78,15 +85,6 @@ def check_gate(base: HeldOutLoss, adapter: HeldOutLoss, probe: Probe) -> None:
             f"merged and unmerged logits differ by {probe.difference:.1e} of the base's largest "
             f"(allowed: {probe.tolerance:.0e}); the saved adapter is not the trained one"
         )
-
-
-@torch.no_grad()
-def _logits(model: Any, rows: Sequence[Example]) -> Tensor:
-    """Logits of every real token, [num_tokens, vocab], float32."""
-    device = next(model.parameters()).device
-    batch = {key: tensor.to(device) for key, tensor in collate(rows).items() if key != "labels"}
-    logits: Tensor = model(**batch, use_cache=False).logits  # [rows, longest, vocab]
-    return logits[batch["attention_mask"].bool()].float()
 
 
 @torch.no_grad()

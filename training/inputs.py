@@ -16,6 +16,8 @@ from artifacts.registry import Registry
 from training.config import TrainingConfig
 from training.data.load import DataOptions, TrainingData, load_data
 from training.errors import InvalidConfig
+from training.methods.start import StartAdapter, open_start, settled_by
+from training.methods.targets import check_against_base
 from training.plan import settle_max_length
 
 
@@ -23,10 +25,11 @@ from training.plan import settle_max_length
 class Inputs:
     """What a run is made from."""
 
-    config: TrainingConfig
+    config: TrainingConfig  # with what ``start`` decides
     home: Home
     registry: Registry
     base: Base
+    start: StartAdapter | None
     data: TrainingData
 
 
@@ -40,6 +43,9 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
             "or put a chat_template.jinja beside its tokenizer",
             param="base",
         )
+    start = open_start(config, registry, base)
+    config = settled_by(config, start)
+    check_against_base(config, base)
     options = DataOptions(
         max_length=settle_max_length(config, base.context_length),
         max_bad_rows=config.max_bad_rows,
@@ -49,4 +55,4 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     data = load_data(
         [Path(source.path) for source in config.data], ChatRenderer(base.tokenizer), options
     )
-    return Inputs(config, home, registry, base, data)
+    return Inputs(config, home, registry, base, start, data)

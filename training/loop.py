@@ -6,7 +6,6 @@ batch order, patience and best checkpoint all continue where the checkpoint left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,14 @@ from transformers import (
 )
 from transformers.integrations import TensorBoardCallback
 
-from training.batches import ExampleDataset, LengthGroupedSampler, collate
-from training.callbacks import Checkpoints, ProgressEvents
+from training.batches import ExampleDataset, ShuffledBatches
+from training.callbacks import AfterStep, Checkpoints, ProgressEvents
 from training.config import TrainingConfig
-from training.data.examples import Example
 from training.data.split import Split
-from training.evaluation import held_out_loss, summed_loss
 from training.events import Reporter
+from training.methods.method import Method
+from training.methods.state import load_state, save_state
+from training.objectives.objective import Objective
 from training.plan import Plan
 from training.run_folder import RunFolder, read_state
 from training.signals import StopRequest
@@ -45,39 +45,61 @@ class Session:
 
     config: TrainingConfig
     plan: Plan
+    method: Method
+    objective: Objective
     folder: RunFolder
     checkpoint: Path | None
     reporter: Reporter
     stop: StopRequest
 
 
-class LoraTrainer(Trainer):  # type: ignore[misc]
-    """Trainer with the loss of ``training.evaluation`` and length-grouped batches."""
+class MethodTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with a method's parameters, an objective's loss and unpadded batches.
+
+    Its checkpoints hold the trained parameters alone, and beside them what can be published.
+    """
 
     control: TrainerControl
 
-    def __init__(self, model: Any, args: TrainingArguments, split: Split) -> None:
+    def __init__(self, model: Any, args: TrainingArguments, split: Split, session: Session) -> None:
+        self._method = session.method
+        self._objective = session.objective
+        self._split = split
+        config, plan = session.config, session.plan
+        self._max_tokens = config.batch_size * plan.max_length if config.packing else None
         super().__init__(
             model=model,
             args=args,
-            data_collator=collate,
+            data_collator=session.objective.collate,
             train_dataset=ExampleDataset(split.train),
             eval_dataset=ExampleDataset(split.validation) if split.validation else None,
         )
         self.num_tokens = 0  # trained on in this process
-        self._train_examples = split.train
-        self._validation_examples: Sequence[Example] = split.validation
-        # Both tell the Trainer that compute_loss divides by the tokens of the whole step.
+        # Both tell the Trainer that compute_loss divides by the items of the whole step.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> Any:
-        batch_size = self.args.per_device_train_batch_size
-        sampler = LengthGroupedSampler(self._train_examples, batch_size, self.args.seed)
+        batches = ShuffledBatches(
+            self._split.train,
+            self.args.per_device_train_batch_size,
+            self.args.seed,
+            self._max_tokens,
+        )
         loader = DataLoader(
-            self.train_dataset, batch_size=batch_size, sampler=sampler, collate_fn=collate
+            self.train_dataset, batch_sampler=batches, collate_fn=self._objective.collate
         )
         return self.accelerator.prepare(loader)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = self._method.make_optimizer(self.model, kind, options)
+        return super().create_optimizer(model)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Tensor | None:
+        """Trainer's hook: what the loss of the whole step, all its batches, is divided by."""
+        return self._objective.num_items(batch_samples).to(device) if batch_samples else None
 
     def compute_loss(
         self,
@@ -88,20 +110,43 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         assert not return_outputs
         assert num_items_in_batch is not None
-        self.num_tokens += int(inputs["attention_mask"].sum())
-        return summed_loss(model, inputs) / num_items_in_batch
+        self.num_tokens += inputs["input_ids"].numel()
+        loss = self._objective.summed_loss(model, inputs) / num_items_in_batch
+        penalty = self._method.penalty(model)
+        return (
+            loss if penalty is None else loss + penalty / self.current_gradient_accumulation_steps
+        )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation loss per assistant token; the Trainer's own mean depends on the batches."""
-        held_out = held_out_loss(
-            self.model, self._validation_examples, self.args.per_device_eval_batch_size
+        """The objective's own mean; the Trainer's depends on the batches."""
+        loss = self._objective.validation_loss(
+            self.model, self._split.validation, self.args.per_device_eval_batch_size
         )
-        metrics = {"eval_loss": held_out.loss}
+        metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        if self.state.global_step < self._method.first_publishable_step:
+            return False
+        return bool(super()._determine_best_metric(metrics, trial))
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_state(self._method, self.model, folder)
+        if self._method.makes_adapter:
+            self._method.save(self.model, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_state(self._method, self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_state(self._method, self.model, Path(self.state.best_model_checkpoint))
 
     def take_best_of(self, checkpoint: Path) -> None:
         """The end of a run that needs no further step: its state and its best weights."""
@@ -109,12 +154,13 @@ class LoraTrainer(Trainer):  # type: ignore[misc]
         self._load_best_model()
 
 
-def build_trainer(model: Any, split: Split, session: Session) -> LoraTrainer:
+def build_trainer(model: Any, split: Split, session: Session) -> MethodTrainer:
     """A trainer for ``run_training``; draws no random numbers of its own before that."""
-    trainer = LoraTrainer(model, _arguments(session), split)
+    trainer = MethodTrainer(model, _arguments(session), split, session)
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the events
     config, plan = session.config, session.plan
     trainer.add_callback(ProgressEvents(session.reporter, trainer, plan.logging_steps))
+    trainer.add_callback(AfterStep(session.method.after_step))
     trainer.add_callback(Checkpoints(session.stop, config.save_steps))
     if config.early_stopping_patience is not None and plan.eval_steps is not None:
         trainer.add_callback(
@@ -126,7 +172,7 @@ def build_trainer(model: Any, split: Split, session: Session) -> LoraTrainer:
     return trainer
 
 
-def run_training(trainer: LoraTrainer, session: Session) -> None:
+def run_training(trainer: MethodTrainer, session: Session) -> None:
     """Trains to the end, to early stopping or to a stop request.
 
     Afterwards the model holds the weights with the lowest validation loss (the last ones without a

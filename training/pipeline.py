@@ -19,13 +19,15 @@ from artifacts.errors import AdapterRejected
 from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion
 from artifacts.scratch import scratch_folder
-from training.adapter_model import attach_adapter, save_adapter
 from training.errors import GateFailed
 from training.evaluation import HeldOutLoss, held_out_loss
 from training.events import Reporter
-from training.gate import Probe, check_gate, probe_adapter
+from training.gate import Probe, check_gate, probe_adapter, probe_logits
 from training.inputs import Inputs
-from training.loop import LoraTrainer, Session, build_trainer, run_training
+from training.loop import MethodTrainer, Session, build_trainer, run_training
+from training.methods.method import choose_method
+from training.methods.start import MAX_RANK
+from training.objectives.objective import choose_objective
 from training.plan import identity, make_plan
 from training.run_folder import RunFolder
 from training.signals import StopRequest
@@ -90,14 +92,24 @@ def _open_session(
         "base_fingerprint": base.fingerprint,
         "template_hash": base.template_hash,
         "data_hash": inputs.data.data_hash,
+        "start_hash": None if inputs.start is None else inputs.start.weights.content_hash,
     }
     checkpoint = folder.checkpoint_for(config.resume, identity(config, plan, hashes))
-    return Session(config, plan, folder, checkpoint, reporter, stop)
+    return Session(
+        config=config,
+        plan=plan,
+        method=choose_method(config, base, plan, inputs.start),
+        objective=choose_objective(config),
+        folder=folder,
+        checkpoint=checkpoint,
+        reporter=reporter,
+        stop=stop,
+    )
 
 
-def _load(inputs: Inputs, session: Session) -> LoraTrainer:
-    model = attach_adapter(session.config, inputs.base, session.plan.dtype)
-    split = inputs.data.split
+def _load(inputs: Inputs, session: Session) -> MethodTrainer:
+    model = session.method.build()
+    split = session.objective.prepare(model, inputs.data.split, session.config.batch_size)
     trainer = build_trainer(model, split, session)
     session.reporter.emit({
         "event": "started",
@@ -113,21 +125,25 @@ def _load(inputs: Inputs, session: Session) -> LoraTrainer:
     return trainer
 
 
-def _evaluate(trainer: LoraTrainer, inputs: Inputs, session: Session, scratch: Path) -> Evaluation:
+def _evaluate(
+    trainer: MethodTrainer, inputs: Inputs, session: Session, scratch: Path
+) -> Evaluation:
     """Looks at the test part for the first and only time."""
     model: Any = trainer.model
     test, batch_size = inputs.data.split.test, session.config.batch_size
     adapter = held_out_loss(model, test, batch_size)
+    adapted = probe_logits(model, test)
+    session.method.save(model, scratch)
+    weights = _read_back(inputs, scratch)
+    session.method.restore_base(model)
     with model.disable_adapter():
         base = held_out_loss(model, test, batch_size)
-    save_adapter(model, inputs.base, scratch)
-    weights = _read_back(inputs, scratch)
     return Evaluation(
         base=base,
         adapter=adapter,
         validation_loss=trainer.state.best_metric,
         num_steps=trainer.state.global_step,
-        probe=probe_adapter(model, weights, test),
+        probe=probe_adapter(model, adapted, weights, test),
         weights=weights,
     )
 
@@ -137,7 +153,7 @@ def _read_back(inputs: Inputs, scratch: Path) -> LoraWeights:
     try:
         weights = read_adapter(scratch)
         shapes = linear_shapes(inputs.base.config)
-        check_adapter(weights, shapes, max_rank=inputs.config.rank)
+        check_adapter(weights, shapes, max_rank=MAX_RANK)
     except AdapterRejected as error:
         raise GateFailed(f"the adapter cannot be served ({error.reason}): {error}") from error
     return weights

@@ -15,11 +15,11 @@ from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.registry import AdapterVersion, Registry
 from tests.training.conftest import Recorder, rows
-from training.adapter_model import save_adapter
 from training.config import parse_config
 from training.errors import GateFailed, Interrupted, InvalidConfig
 from training.evaluation import held_out_loss
 from training.inputs import load_inputs
+from training.methods.lora import Lora
 from training.run import train_adapter
 from training.signals import StopRequest
 
@@ -217,20 +217,18 @@ def test_a_diverged_run_ends_at_once_and_registers_nothing(settings: dict[str, A
 def test_a_saved_adapter_that_is_not_the_trained_one_is_caught(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from training import pipeline
+    save = Lora.save
 
-    def save_other(model: Any, *rest: Any) -> None:
-        for name, parameter in model.named_parameters():
-            if "layers.1.mlp.up_proj.lora_B" in name:
-                with torch.no_grad():
-                    parameter.mul_(1.01)
-        save_adapter(model, *rest)
-        for name, parameter in model.named_parameters():
-            if "layers.1.mlp.up_proj.lora_B" in name:
-                with torch.no_grad():
-                    parameter.div_(1.01)
+    def save_other(method: Lora, model: Any, folder: Path) -> None:
+        with torch.no_grad():
+            one = dict(model.named_parameters())[
+                "base_model.model.model.layers.1.mlp.up_proj.lora_B.default.weight"
+            ]
+            one.mul_(1.01)
+            save(method, model, folder)
+            one.div_(1.01)
 
-    monkeypatch.setattr(pipeline, "save_adapter", save_other)
+    monkeypatch.setattr(Lora, "save", save_other)
     with pytest.raises(GateFailed, match="saved adapter is not the trained one"):
         train(settings)
     assert not versions(settings)

@@ -1,0 +1,37 @@
+"""What the loop asks of an objective, and which class answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from training.config import TrainingConfig
+from training.data.split import Split
+from training.objectives.supervised import Supervised
+
+Batch = Any  # a training.batches.Batch, perhaps with more
+
+
+class Objective(Protocol):
+    """Rows are of the kind that ``training.data`` renders for the objective."""
+
+    def prepare(self, model: Any, split: Split, batch_size: int) -> Split:
+        """Rows with what must be known before the first step, of the model as it starts."""
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Rows end to end, see training.batches."""
+
+    def num_items(self, batches: Sequence[Batch]) -> Tensor:
+        """What the summed loss of these batches is divided by."""
+
+    def summed_loss(self, model: Any, batch: Batch) -> Tensor:
+        """The loss of a batch, summed over its items."""
+
+    def validation_loss(self, model: Any, rows: Sequence[Any], batch_size: int) -> float:
+        """The mean loss per item, whatever the batches."""
+
+
+def choose_objective(config: TrainingConfig) -> Objective:
+    return Supervised()
