@@ -13,6 +13,7 @@ from artifacts.chat import ChatRenderer
 from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.registry import Registry
+from training.combinations import check_device
 from training.config import TrainingConfig
 from training.data.load import DataOptions, TrainingData, load_data
 from training.errors import InvalidConfig
@@ -35,6 +36,7 @@ class Inputs:
 
 def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
+    check_device(config)
     registry = Registry(home, Database(home.database_url))
     base = open_base(config.base)
     if base.template_hash is None:

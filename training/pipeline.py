@@ -16,9 +16,11 @@ import torch
 from artifacts.adapter import LoraWeights, check_adapter, read_adapter
 from artifacts.architecture import linear_shapes
 from artifacts.errors import AdapterRejected
-from artifacts.manifest import ManifestDraft
+from artifacts.manifest import GateResult, ManifestDraft
 from artifacts.registry import AdapterVersion
 from artifacts.scratch import scratch_folder
+from training.combinations import MAX_RANK
+from training.config import TrainingConfig
 from training.errors import GateFailed
 from training.evaluation import HeldOutLoss, held_out_loss
 from training.events import Reporter
@@ -26,11 +28,11 @@ from training.gate import Probe, check_gate, probe_adapter, probe_logits
 from training.inputs import Inputs
 from training.loop import MethodTrainer, Session, build_trainer, run_training
 from training.methods.method import choose_method
-from training.methods.start import MAX_RANK
 from training.objectives.objective import choose_objective
 from training.plan import identity, make_plan
 from training.run_folder import RunFolder
 from training.signals import StopRequest
+from training.verdict import held_out_gates, suite_gates
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,6 @@ def run_pipeline(
     run_training(trainer, session)
     with scratch_folder(inputs.home.tmp, "train-") as scratch:
         evaluation = _evaluate(trainer, inputs, session, scratch)
-        check_gate(evaluation.base, evaluation.adapter, evaluation.probe)
         draft = _draft(inputs, session, evaluation)
         stop.ignore()
         stop.check()
@@ -175,7 +176,16 @@ def _draft(inputs: Inputs, session: Session, evaluation: Evaluation) -> Manifest
         num_bytes=weights.num_bytes,
         settings=_settings(inputs, session),
         metrics=evaluation.metrics,
+        gates=_judge(session.config, evaluation),
     )
+
+
+def _judge(config: TrainingConfig, evaluation: Evaluation) -> tuple[GateResult, ...]:
+    """Raises GateFailed for what must not be registered at all."""
+    passed = check_gate(evaluation.adapter, evaluation.probe)
+    losses = evaluation.base.loss, evaluation.adapter.loss
+    gates = [*passed, *held_out_gates(config.gate, *losses, config.objective)]
+    return tuple(gates + (suite_gates(None) if config.gate == "strict" else []))
 
 
 def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:

@@ -14,13 +14,12 @@ from artifacts.errors import AdapterRejected, InvalidName
 from artifacts.manifest import ManifestDraft, read_manifest
 from artifacts.names import parse_ref
 from artifacts.registry import Registry
+from training.combinations import MAX_RANK
 from training.config import TrainingConfig
 from training.errors import InvalidConfig
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
-
-MAX_RANK = 256  # as the key ``rank`` allows
 
 
 @dataclass(frozen=True, slots=True)
