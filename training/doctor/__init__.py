@@ -1,0 +1,1 @@
+"""What is wrong with the data: cleaning, personal data, near duplicates, totals. No torch."""
