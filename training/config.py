@@ -15,11 +15,22 @@ import yaml
 from pydantic import ValidationError, field_validator, model_validator
 
 from artifacts.names import NAME
+from training.combinations import check_combination
 from training.errors import InvalidConfig
 from training.keys.adapter import AdapterKeys
 from training.keys.data import DataKeys
 from training.keys.optimisation import OptimisationKeys
 from training.keys.watching import WatchingKeys
+from training.llamafactory.keys import KEYS as THEIR_KEYS
+from training.llamafactory.reader import is_llamafactory, translate
+
+# Keys of other trainers whose adapters the server could not answer with.
+_NOT_SERVED = {
+    "use_dora": "DoRA's magnitudes cannot be served beside other adapters; use_rslora can",
+    "modules_to_save": "whole modules cannot be served beside other adapters; method=full trains "
+    "a base of its own",
+}
+_NOT_SERVED["additional_target"] = _NOT_SERVED["modules_to_save"]  # LLaMA-Factory's word for it
 
 
 class TrainingConfig(AdapterKeys, OptimisationKeys, DataKeys, WatchingKeys):
@@ -54,9 +65,16 @@ class TrainingConfig(AdapterKeys, OptimisationKeys, DataKeys, WatchingKeys):
 
 
 def load_config(path: Path, overrides: list[str]) -> TrainingConfig:
-    """Reads ``path`` and lays ``key=value`` over it (values are YAML: ``true``, ``[a, b]``, ``3``).
+    """What ``path`` asks for, ``key=value`` laid over it. Raises InvalidConfig."""
+    return parse_config(read_settings(path, overrides)[0])
 
-    Raises InvalidConfig naming the key, the value and the remedy.
+
+def read_settings(path: Path, overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The plain values of ``path`` with ``key=value`` laid over them (values are YAML: ``true``,
+    ``[a, b]``, ``3``), and what whoever starts the run should know about them.
+
+    A file of LLaMA-Factory's is translated. Raises InvalidConfig naming the key, the value and the
+    remedy.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -65,12 +83,19 @@ def load_config(path: Path, overrides: list[str]) -> TrainingConfig:
     except UnicodeDecodeError as error:
         raise InvalidConfig(f"{path} is not UTF-8 at byte offset {error.start}") from error
     settings = _parse_yaml(text, str(path))
-    for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise InvalidConfig(f"{override!r} is not of the form key=value")
-        settings[key.strip()] = _parse_scalar(key, value)
-    return parse_config(settings)
+    laid_over = dict(_parse_override(override) for override in overrides)
+    if is_llamafactory(settings):
+        ours = {key: value for key, value in laid_over.items() if key not in THEIR_KEYS}
+        theirs = {key: value for key, value in laid_over.items() if key in THEIR_KEYS}
+        return translate(settings | theirs, ours)
+    return settings | laid_over, []
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise InvalidConfig(f"{text!r} is not of the form key=value")
+    return key.strip(), _parse_scalar(key, value)
 
 
 def parse_config(settings: dict[str, Any]) -> TrainingConfig:
@@ -80,15 +105,18 @@ def parse_config(settings: dict[str, Any]) -> TrainingConfig:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            hint = _NOT_SERVED.get(str(key), hint)
             raise InvalidConfig(f"unknown configuration key {key!r}; {hint}", param=str(key))
     try:
-        return TrainingConfig.model_validate(settings)
+        config = TrainingConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]["loc"]
         raise InvalidConfig(
             "; ".join(_describe(problem) for problem in error.errors()),
             param=str(first[0]) if first else None,
         ) from error
+    check_combination(config)
+    return config
 
 
 def _describe(problem: Any) -> str:

@@ -78,6 +78,7 @@ class ProgressBar:
 
     def emit(self, event: Event) -> None:
         say: dict[str, Callable[[Event], None]] = {
+            "noted": self._noted,
             "started": self._started,
             "progress": self._moved,
             "evaluated": self._evaluated,
@@ -92,6 +93,10 @@ class ProgressBar:
 
     def close(self) -> None:
         self._progress.stop()
+
+    def _noted(self, event: Event) -> None:
+        for note in event["notes"]:
+            self._console.print(f"note: {note}", markup=False)
 
     def _started(self, event: Event) -> None:
         self._console.print(
@@ -121,6 +126,8 @@ class ProgressBar:
             f"[bold]{event['adapter']}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
             f"{metrics['base_perplexity']:.2f} → {metrics['adapter_perplexity']:.2f}"
         )
+        for gate in event["failed_gates"]:
+            self._console.print(f"gate failed: {gate}", markup=False)
 
     def _failed(self, event: Event) -> None:
         self._console.print(f"failed ({event['code']}): {event['message']}", markup=False)

@@ -17,8 +17,9 @@ _EVALUATIONS_PER_RUN = 8
 _LINES_PER_RUN = 100
 
 # Settings that say where and how to work, not what comes out of it.
-_INCIDENTAL = {"data", "base", "home", "output_dir", "description", "resume", "num_threads",
-               "logging_steps", "save_steps", "max_bad_rows"}  # fmt: skip
+_INCIDENTAL = {"data", "base", "start_from", "home", "output_dir", "description", "resume", "num_threads",
+               "logging_steps", "save_steps", "max_bad_rows", "kept_checkpoints",
+               "copy_to_output_dir"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +47,53 @@ def settle_max_length(config: TrainingConfig, context_length: int) -> int:
     return config.max_length
 
 
-def make_plan(config: TrainingConfig, base_config: Any, num_train: int, device: str) -> Plan:
-    """``base_config`` is the base's transformers configuration; ``num_train`` counts train rows."""
-    steps_per_epoch = math.ceil(num_train / config.batch_size / config.gradient_accumulation)
+def max_batch_tokens(config: TrainingConfig, max_length: int) -> int | None:
+    """How many tokens a packed batch holds; None: batches are counted in rows."""
+    return config.batch_size * max_length if config.packing else None
+
+
+def make_plan(config: TrainingConfig, base_config: Any, num_batches: int, device: str) -> Plan:
+    """``base_config`` is the base's transformers configuration; ``num_batches`` make an epoch."""
+    steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation)
     total_steps = config.max_steps
     if total_steps is None:
         total_steps = math.ceil(config.epochs * steps_per_epoch)
-    default_eval_steps = math.ceil(total_steps / _EVALUATIONS_PER_RUN)
     learning_rate = config.learning_rate
     if learning_rate is None:
-        learning_rate = 5e-4 * (2000 / base_config.hidden_size) ** 0.78
+        learning_rate = 5e-4 * (2000 / base_config.hidden_size) ** 0.78 * _rate_share(config)
     return Plan(
         learning_rate=learning_rate * config.learning_rate_multiplier,
         dtype=_settle_dtype(config, device),
         max_length=settle_max_length(config, base_config.max_position_embeddings),
         total_steps=total_steps,
-        warmup_steps=math.ceil(config.warmup_ratio * total_steps),
-        eval_steps=(config.eval_steps or default_eval_steps) if config.split[1] > 0 else None,
+        warmup_steps=_settle_warmup(config, total_steps),
+        eval_steps=_settle_eval_steps(config, total_steps, steps_per_epoch),
         logging_steps=config.logging_steps or max(1, total_steps // _LINES_PER_RUN),
     )
+
+
+def _rate_share(config: TrainingConfig) -> float:
+    """Of LoRA's learning rate: what moves all weights, or only away from a reference, needs less."""
+    share = 0.1 if config.method in ("full", "freeze") else 1.0
+    return share * (0.05 if config.objective == "dpo" else 1.0)
+
+
+def _settle_warmup(config: TrainingConfig, total_steps: int) -> int:
+    if config.lr_scheduler == "plateau":  # it knows no warm-up; asking for one is refused
+        return 0
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    return math.ceil(config.warmup_ratio * total_steps)
+
+
+def _settle_eval_steps(
+    config: TrainingConfig, total_steps: int, steps_per_epoch: int
+) -> int | None:
+    if config.split[1] == 0 and not config.validation_data:
+        return None
+    if config.eval_steps == "epoch":
+        return steps_per_epoch
+    return config.eval_steps or math.ceil(total_steps / _EVALUATIONS_PER_RUN)
 
 
 def _settle_dtype(config: TrainingConfig, device: str) -> Literal["float32", "bfloat16", "float16"]:

@@ -1,7 +1,8 @@
 """The outermost frame of a training process: one run from configuration to exit code.
 
 Every end is told exactly once: published (0), failed (1), interrupted (3); failed for want of disk
-or database (4), which a resumed run may outlive: its checkpoints stay.
+or database (4), which a resumed run may outlive: its checkpoints stay; published, but a gate failed
+(5), so that the version answers under its number only.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from artifacts.catalog import AdapterVersion
 from artifacts.errors import InvalidData
 from artifacts.home import Home
-from training.config import TrainingConfig, load_config
+from training.config import TrainingConfig, parse_config, read_settings
 from training.errors import Interrupted, failure_code, storage_problem
 from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
 from training.inputs import load_inputs
@@ -28,6 +30,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 3
 EXIT_STORAGE = 4
+EXIT_UNFIT = 5
 
 
 def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"]) -> int:
@@ -56,7 +59,10 @@ def _run_and_tell(
     config: Path, overrides: Sequence[str], reporter: Reporter, stop: StopRequest
 ) -> int:
     try:
-        train_adapter(load_config(config, list(overrides)), reporter, stop)
+        settings, notes = read_settings(config, list(overrides))
+        if notes:
+            reporter.emit({"event": "noted", "notes": notes})
+        version = train_adapter(parse_config(settings), reporter, stop)
     except Interrupted as interruption:
         stop.ignore()
         reporter.emit({"event": "interrupted", "step": interruption.step})
@@ -66,10 +72,10 @@ def _run_and_tell(
         with contextlib.suppress(OSError):  # a full disk takes no last words either
             _tell_failure(problem or error, reporter)
         return EXIT_FAILED if problem is None else EXIT_STORAGE
-    return EXIT_OK
+    return EXIT_OK if version.is_fit else EXIT_UNFIT
 
 
-def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest) -> None:
+def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest) -> AdapterVersion:
     """load, train, evaluate, gate, publish; emits every event but those of a failure."""
     began = time.monotonic()
     home = Home.open(config.home)
@@ -83,14 +89,19 @@ def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest)
         except Interrupted as interruption:
             raise Interrupted(folder.last_step()) from interruption
         folder.discard_checkpoints()
+        if config.copy_to_output_dir:
+            folder.take_copy(version.path)
     metrics = {key: evaluation.metrics[key] for key in _PUBLISHED_METRICS}
     reporter.emit({
         "event": "published",
         "adapter": version.id,
         "content_hash": version.content_hash,
         "metrics": metrics,
+        "gate": version.manifest.gate,
+        "failed_gates": [str(gate) for gate in version.manifest.failed_gates],
         "duration_s": round(time.monotonic() - began, 2),
     })  # fmt: skip
+    return version
 
 
 def _tell_failure(error: Exception, reporter: Reporter) -> None:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from artifacts.safe_write import write_json
 from training.errors import InvalidConfig
@@ -53,18 +53,23 @@ class RunFolder:
                 ) from error
             yield
 
-    def checkpoint_for(self, resume: bool | Path, identity: dict[str, Any]) -> Path | None:
+    def checkpoint_for(
+        self, resume: bool | Literal["overwrite"] | Path, identity: dict[str, Any]
+    ) -> Path | None:
         """The checkpoint to continue from, None for a run from the start.
 
         Raises InvalidConfig for a checkpoint of other settings, for a named one that is not whole,
         and for checkpoints in the way of a run that does not resume.
         """
+        if resume == "overwrite":
+            self.discard_checkpoints()
+            resume = False
         checkpoints = self._checkpoints()
         if resume is False:
             if checkpoints:
                 raise InvalidConfig(
                     f"output_dir={self.path} holds {checkpoints[-1].name} of an earlier run; "
-                    "resume=true continues it, deleting the folder starts over",
+                    "resume=true continues it, resume=overwrite deletes it",
                     param="resume",
                 )
             chosen = None
@@ -90,6 +95,15 @@ class RunFolder:
         for path in self.path.glob("checkpoint-*"):
             shutil.rmtree(path)
         (self.path / _IDENTITY_FILE).unlink(missing_ok=True)
+
+    def take_copy(self, adapter: Path) -> None:
+        """The published PEFT folder's two files, each whole or not at all."""
+        for file in (
+            adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")
+        ):
+            part = self.path / f".{file.name}"
+            shutil.copyfile(file, part)
+            part.replace(self.path / file.name)
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first; one torn by a kill does not count."""

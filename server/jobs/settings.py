@@ -86,7 +86,7 @@ class DataSettings(StrictBody):
 
     max_length: int | None = Field(None, gt=1, le=2**31)
     long_rows: Literal["truncate", "window"] | None = None
-    window_overlap: int | None = Field(None, ge=0, le=2**31)
+    window_overlap: int | None = Field(None, ge=1, le=2**31)
     max_bad_rows: int | None = Field(None, ge=0)
     clean: bool | list[CleaningRule] | None = None
     redact_personal_data: bool | None = None
@@ -104,7 +104,7 @@ class DataSettings(StrictBody):
 class WatchingSettings(StrictBody):
     """How the run is watched, judged and described."""
 
-    eval_steps: Count | None = None
+    eval_steps: Count | Literal["epoch"] | None = None
     early_stopping_patience: Count | None = None
     early_stopping_unit: Literal["evaluations", "steps", "epochs"] | None = None
     early_stopping_threshold: NotNegative | None = None

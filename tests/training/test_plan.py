@@ -16,13 +16,13 @@ def base(hidden_size: int = 2000) -> SimpleNamespace:
     return SimpleNamespace(hidden_size=hidden_size, max_position_embeddings=4096)
 
 
-@given(num_train=st.integers(1, 3000), batch_size=st.integers(1, 32), epochs=st.floats(0.1, 9))
+@given(num_batches=st.integers(1, 3000), accumulated=st.integers(1, 32), epochs=st.floats(0.1, 9))
 def test_a_run_evaluates_at_most_eight_times(
-    num_train: int, batch_size: int, epochs: float
+    num_batches: int, accumulated: int, epochs: float
 ) -> None:
     """Counting the evaluation after the last step, which the trainer always adds."""
-    config = parse_config({"name": "a", "data": "x", "batch_size": batch_size, "epochs": epochs})
-    plan = make_plan(config, base(), num_train, "cpu")
+    asked = {"name": "a", "data": "x", "gradient_accumulation": accumulated, "epochs": epochs}
+    plan = make_plan(parse_config(asked), base(), num_batches, "cpu")
     assert plan.eval_steps is not None
     assert 1 <= -(-plan.total_steps // plan.eval_steps) <= 8
     assert plan.warmup_steps <= plan.total_steps
@@ -36,3 +36,18 @@ def test_the_learning_rate_falls_with_the_width_of_the_base(hidden_size: int, ra
     assert (plan.dtype, plan.max_length) == ("bfloat16", 2048)
     twice = parse_config({"name": "a", "data": "x", "learning_rate_multiplier": 2})
     assert make_plan(twice, base(hidden_size), 100, "cpu").learning_rate == 2 * plan.learning_rate
+
+
+def test_evaluations_by_epoch_and_warm_up_in_steps() -> None:
+    asked = {"name": "a", "data": "x", "gradient_accumulation": 2}
+    plan = make_plan(
+        parse_config({**asked, "eval_steps": "epoch", "warmup_steps": 3}), base(), 25, "cpu"
+    )
+    assert (plan.eval_steps, plan.warmup_steps, plan.total_steps) == (50, 3, 150)
+
+
+def test_without_a_validation_part_nothing_is_evaluated_on_the_way() -> None:
+    asked = {"name": "a", "data": "x", "split": [0.9, 0, 0.1], "eval_steps": "epoch"}
+    assert make_plan(parse_config(asked), base(), 100, "cpu").eval_steps is None
+    asked["validation_data"] = "held-out.jsonl"
+    assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps == 100

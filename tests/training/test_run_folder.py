@@ -45,6 +45,13 @@ def test_a_new_run_does_not_train_over_checkpoints(folder: RunFolder) -> None:
     assert folder.checkpoint_for(False, IDENTITY) is None
 
 
+def test_overwrite_starts_over(folder: RunFolder) -> None:
+    path = checkpoint(folder, 4)
+    assert folder.checkpoint_for("overwrite", {**IDENTITY, "rank": 8}) is None
+    assert not path.exists()
+    assert folder.checkpoint_for(True, {**IDENTITY, "rank": 8}) is None
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_name(folder: RunFolder) -> None:
     path = checkpoint(folder, 4)
     for resume in (True, path):

@@ -15,6 +15,7 @@ from training.errors import InvalidConfig
 
 OPERATORS = {  # places, threads and accounts of this machine
     *("base", "home", "output_dir", "num_threads", "trackers", "suite", "kept_checkpoints"),
+    "copy_to_output_dir",
 }
 SERVERS = {"description", "resume"}
 ELSEWHERE = {  # what other fields of a job say
@@ -33,9 +34,9 @@ VALID: dict[str, list[Any]] = {
     "layers_to_transform": [[0, 1]],
     "initialisation": ["default", "gaussian", "pissa", "olora"],
     "loraplus_ratio": [0.5, 16],
-    "adalora_initial_rank": [1, 24],
-    "adalora_warmup_ratio": [0, 1],
-    "adalora_final_ratio": [0, 1],
+    "adalora_initial_rank": [2, 24],
+    "adalora_warmup_ratio": [0, 0.5],
+    "adalora_final_ratio": [0, 0.5],
     "adalora_interval": [1, 100],
     "quantization": ["none", "nf4", "int8"],
     "double_quantization": [True, False],
@@ -59,7 +60,7 @@ VALID: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "bfloat16", "float16"],
     "max_length": [2, 4096],
     "long_rows": ["truncate", "window"],
-    "window_overlap": [0, 64],
+    "window_overlap": [1, 64],
     "max_bad_rows": [0, 10],
     "clean": [True, False, ["html", "nfkc", "control", "whitespace", "dates", "numbers"]],
     "redact_personal_data": [True, False],
@@ -72,7 +73,7 @@ VALID: dict[str, list[Any]] = {
     "sample_by": ["label"],
     "packing": [True, False],
     "streaming": [True, False],
-    "eval_steps": [1, 100],
+    "eval_steps": [1, 100, "epoch"],
     "early_stopping_patience": [1, 10, None],
     "early_stopping_unit": ["evaluations", "steps", "epochs"],
     "early_stopping_threshold": [0, 0.1],
@@ -82,6 +83,12 @@ VALID: dict[str, list[Any]] = {
     "gate": ["default", "strict"],
     "license": ["CC-BY-4.0"],
     "limits": ["not for legal advice"],
+}
+# Keys that mean something only beside another.
+NEEDS: dict[str, dict[str, Any]] = {
+    **{key: {"method": "adalora", "rank": 1} for key in VALID if key.startswith("adalora_")},
+    **{key: {"objective": "dpo"} for key in VALID if key.startswith("dpo_")},
+    "double_quantization": {"quantization": "nf4"},
 }
 INVALID: dict[str, Any] = {
     "rank": 0,
@@ -123,7 +130,7 @@ INVALID: dict[str, Any] = {
     "warmup_steps": -1,
     "neftune_alpha": 0,
     "long_rows": "drop",
-    "window_overlap": -1,
+    "window_overlap": 0,
     "clean": ["punctuation"],
     "near_duplicates": "keep",
     "near_duplicate_threshold": 0,
@@ -145,7 +152,7 @@ def test_what_we_take_training_takes(key: str) -> None:
     for value in VALID[key]:
         given = TrainingSettings.model_validate({key: value}).given()
         assert given == {key: value}
-        parse_config({"name": "shop", "data": "a.jsonl", **given})
+        parse_config({"name": "shop", "data": "a.jsonl", **NEEDS.get(key, {}), **given})
 
 
 @pytest.mark.parametrize("key", INVALID)

@@ -1,0 +1,1 @@
+"""LLaMA-Factory's YAML files, run as they are. No torch; knows training's keys, not their use."""
