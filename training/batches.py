@@ -57,9 +57,7 @@ class ShuffledBatches(Sampler[list[int]]):
         self._epoch = 0
 
     def __len__(self) -> int:
-        if self._max_tokens is None:
-            return math.ceil(len(self._lengths) / self._batch_size)
-        return num_packed_batches(self._lengths, self._max_tokens)
+        return num_batches(self._lengths, self._batch_size, self._max_tokens)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -87,7 +85,14 @@ class ShuffledBatches(Sampler[list[int]]):
         yield batch
 
 
-def num_packed_batches(lengths: Sequence[int], max_tokens: int) -> int:
+def num_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None) -> int:
+    """Batches per epoch, by rows or, with ``max_tokens``, by tokens."""
+    if max_tokens is None:
+        return math.ceil(len(lengths) / batch_size)
+    return _num_packed(lengths, max_tokens)
+
+
+def _num_packed(lengths: Sequence[int], max_tokens: int) -> int:
     """How many batches of about ``max_tokens`` an epoch makes; none is empty."""
     return max(1, min(math.ceil(sum(lengths) / max_tokens), sum(lengths) // max(lengths)))
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -22,7 +21,6 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.integrations import TensorBoardCallback
 
 from training.batches import ExampleDataset, ShuffledBatches
 from training.callbacks import AfterStep, Checkpoints, ProgressEvents
@@ -32,9 +30,11 @@ from training.events import Reporter
 from training.methods.method import Method
 from training.methods.state import load_state, save_state
 from training.objectives.objective import Objective
-from training.plan import Plan
+from training.plan import Plan, max_batch_tokens
 from training.run_folder import RunFolder, read_state
 from training.signals import StopRequest
+from training.watch.callbacks import LiveDoctor
+from training.watch.trackers import tracker_callbacks
 
 _SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -52,6 +52,11 @@ class Session:
     reporter: Reporter
     stop: StopRequest
 
+    @property
+    def first_step(self) -> int:
+        """Steps that are done already."""
+        return 0 if self.checkpoint is None else int(read_state(self.checkpoint)["global_step"])
+
 
 class MethodTrainer(Trainer):  # type: ignore[misc]
     """Trainer with a method's parameters, an objective's loss and unpadded batches.
@@ -60,13 +65,14 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
     """
 
     control: TrainerControl
+    optimizer: Any
 
     def __init__(self, model: Any, args: TrainingArguments, split: Split, session: Session) -> None:
         self._method = session.method
-        self._objective = session.objective
-        self._split = split
-        config, plan = session.config, session.plan
-        self._max_tokens = config.batch_size * plan.max_length if config.packing else None
+        self.objective = session.objective
+        self.split = split
+        self.config = session.config
+        self._max_tokens = max_batch_tokens(session.config, session.plan.max_length)
         super().__init__(
             model=model,
             args=args,
@@ -80,16 +86,17 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
         self.loss_is_scaled_for_ga = True
 
     def get_train_dataloader(self) -> Any:
-        batches = ShuffledBatches(
-            self._split.train,
-            self.args.per_device_train_batch_size,
-            self.args.seed,
-            self._max_tokens,
-        )
         loader = DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=self._objective.collate
+            self.train_dataset,
+            batch_sampler=self.make_batches(),
+            collate_fn=self.objective.collate,
         )
         return self.accelerator.prepare(loader)
+
+    def make_batches(self) -> ShuffledBatches:
+        """The order of the rows, from the first epoch on."""
+        config = self.config
+        return ShuffledBatches(self.split.train, config.batch_size, config.seed, self._max_tokens)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
@@ -99,7 +106,7 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Tensor | None:
         """Trainer's hook: what the loss of the whole step, all its batches, is divided by."""
-        return self._objective.num_items(batch_samples).to(device) if batch_samples else None
+        return self.objective.num_items(batch_samples).to(device) if batch_samples else None
 
     def compute_loss(
         self,
@@ -111,7 +118,7 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
         assert not return_outputs
         assert num_items_in_batch is not None
         self.num_tokens += inputs["input_ids"].numel()
-        loss = self._objective.summed_loss(model, inputs) / num_items_in_batch
+        loss = self.objective.summed_loss(model, inputs) / num_items_in_batch
         penalty = self._method.penalty(model)
         return (
             loss if penalty is None else loss + penalty / self.current_gradient_accumulation_steps
@@ -119,8 +126,8 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The objective's own mean; the Trainer's depends on the batches."""
-        loss = self._objective.validation_loss(
-            self.model, self._split.validation, self.args.per_device_eval_batch_size
+        loss = self.objective.validation_loss(
+            self.model, self.split.validation, self.args.per_device_eval_batch_size
         )
         metrics = {"eval_loss": loss}
         self.log(metrics)
@@ -159,6 +166,7 @@ def build_trainer(model: Any, split: Split, session: Session) -> MethodTrainer:
     trainer = MethodTrainer(model, _arguments(session), split, session)
     trainer.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the events
     config, plan = session.config, session.plan
+    trainer.add_callback(LiveDoctor(session.reporter))
     trainer.add_callback(ProgressEvents(session.reporter, trainer, plan.logging_steps))
     trainer.add_callback(AfterStep(session.method.after_step))
     trainer.add_callback(Checkpoints(session.stop, config.save_steps))
@@ -166,9 +174,8 @@ def build_trainer(model: Any, split: Split, session: Session) -> MethodTrainer:
         trainer.add_callback(
             EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
         )
-    step = 0 if session.checkpoint is None else read_state(session.checkpoint)["global_step"]
-    writer = SummaryWriter(str(session.folder.logs), purge_step=step + 1)
-    trainer.add_callback(TensorBoardCallback(writer))
+    for callback in tracker_callbacks(config, session.folder.logs, session.first_step):
+        trainer.add_callback(callback)
     return trainer
 
 

@@ -19,6 +19,7 @@ from artifacts.errors import AdapterRejected
 from artifacts.manifest import GateResult, ManifestDraft
 from artifacts.registry import AdapterVersion
 from artifacts.scratch import scratch_folder
+from training.batches import num_batches
 from training.combinations import MAX_RANK
 from training.config import TrainingConfig
 from training.errors import GateFailed
@@ -29,7 +30,7 @@ from training.inputs import Inputs
 from training.loop import MethodTrainer, Session, build_trainer, run_training
 from training.methods.method import choose_method
 from training.objectives.objective import choose_objective
-from training.plan import identity, make_plan
+from training.plan import identity, make_plan, max_batch_tokens, settle_max_length
 from training.run_folder import RunFolder
 from training.signals import StopRequest
 from training.verdict import held_out_gates, suite_gates
@@ -88,7 +89,7 @@ def _open_session(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = make_plan(config, base.config, len(inputs.data.split.train), device)
+    plan = make_plan(config, base.config, _num_batches(inputs), device)
     hashes = {
         "base_fingerprint": base.fingerprint,
         "template_hash": base.template_hash,
@@ -106,6 +107,13 @@ def _open_session(
         reporter=reporter,
         stop=stop,
     )
+
+
+def _num_batches(inputs: Inputs) -> int:
+    config, rows = inputs.config, inputs.data.split.train
+    max_length = settle_max_length(config, inputs.base.context_length)
+    lengths = [len(row.input_ids) for row in rows]
+    return num_batches(lengths, config.batch_size, max_batch_tokens(config, max_length))
 
 
 def _load(inputs: Inputs, session: Session) -> MethodTrainer:

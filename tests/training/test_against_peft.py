@@ -36,7 +36,8 @@ def reference_perplexity(inputs: Inputs, output: Path) -> float:
 
     config: TrainingConfig = inputs.config
     split = inputs.data.split
-    plan: Plan = make_plan(config, inputs.base.config, len(split.train), "cpu")
+    num_batches = math.ceil(len(split.train) / config.batch_size)
+    plan: Plan = make_plan(config, inputs.base.config, num_batches, "cpu")
     set_seed(config.seed)
     lora = LoraConfig(
         task_type="CAUSAL_LM",

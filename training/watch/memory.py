@@ -1,0 +1,40 @@
+"""How much memory this process takes, and how much it took at most. Bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+import psutil
+import torch
+
+
+class MemoryMark:
+    """A moment to measure from: what the process took beyond it, at most and so far.
+
+    On a GPU what counts is torch's own peak there; on a CPU the resident set, whose peak Linux
+    keeps (``VmHWM``). Elsewhere the present size stands in for the peak.
+    """
+
+    def __init__(self) -> None:
+        self._baseline = psutil.Process().memory_info().rss
+        with contextlib.suppress(OSError):  # not on every kernel: then the peak since the start
+            Path("/proc/self/clear_refs").write_text("5")
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        """The largest rise since this mark."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return max(0, _high_water() - self._baseline)
+
+
+def _high_water() -> int:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return psutil.Process().memory_info().rss
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else psutil.Process().memory_info().rss
