@@ -43,11 +43,11 @@ def test_evaluations_by_epoch_and_warm_up_in_steps() -> None:
     plan = make_plan(
         parse_config({**asked, "eval_steps": "epoch", "warmup_steps": 3}), base(), 25, "cpu"
     )
-    assert (plan.eval_steps, plan.warmup_steps, plan.total_steps) == (50, 3, 150)
+    assert (plan.eval_steps, plan.warmup_steps, plan.total_steps) == (13, 3, 39)
 
 
 def test_without_a_validation_part_nothing_is_evaluated_on_the_way() -> None:
     asked = {"name": "a", "data": "x", "split": [0.9, 0, 0.1], "eval_steps": "epoch"}
-    assert make_plan(parse_config(asked), base(), 100, "cpu").eval_steps is None
+    assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps is None
     asked["validation_data"] = "held-out.jsonl"
-    assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps == 100
+    assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps == 13
