@@ -41,6 +41,7 @@ class Evaluation:
     """Base and adapter on the test part, and the saved adapter as the server will read it."""
 
     base: HeldOutLoss
+    start: HeldOutLoss | None  # of the adapter that the run started from
     adapter: HeldOutLoss
     validation_loss: float | None  # the best one, of the weights that are published
     num_steps: int
@@ -51,6 +52,7 @@ class Evaluation:
     def metrics(self) -> dict[str, float | str | None]:
         return {
             "base_loss": self.base.loss,
+            **({} if self.start is None else {"start_loss": self.start.loss}),
             "adapter_loss": self.adapter.loss,
             "base_perplexity": self.base.perplexity,
             "adapter_perplexity": self.adapter.perplexity,
@@ -69,9 +71,10 @@ def run_pipeline(
     """Raises GateFailed, Interrupted and what a configuration can get wrong about the base."""
     session = _open_session(inputs, folder, reporter, stop)
     trainer = _load(inputs, session)
+    start = None if inputs.start is None else _test_loss(trainer, session)
     run_training(trainer, session)
     with scratch_folder(inputs.home.tmp, "train-") as scratch:
-        evaluation = _evaluate(trainer, inputs, session, scratch)
+        evaluation = _evaluate(trainer, inputs, session, scratch, start)
         draft = _draft(inputs, session, evaluation)
         stop.ignore()
         stop.check()
@@ -134,21 +137,30 @@ def _load(inputs: Inputs, session: Session) -> MethodTrainer:
     return trainer
 
 
+def _test_loss(trainer: MethodTrainer, session: Session) -> HeldOutLoss:
+    return held_out_loss(trainer.model, trainer.split.test, session.config.batch_size)
+
+
 def _evaluate(
-    trainer: MethodTrainer, inputs: Inputs, session: Session, scratch: Path
+    trainer: MethodTrainer,
+    inputs: Inputs,
+    session: Session,
+    scratch: Path,
+    start: HeldOutLoss | None,
 ) -> Evaluation:
-    """Looks at the test part for the first and only time."""
+    """Compares on the test part, which nothing was chosen by."""
     model: Any = trainer.model
-    test, batch_size = inputs.data.split.test, session.config.batch_size
-    adapter = held_out_loss(model, test, batch_size)
+    test = trainer.split.test
+    adapter = _test_loss(trainer, session)
     adapted = probe_logits(model, test)
     session.method.save(model, scratch)
     weights = _read_back(inputs, scratch)
     session.method.restore_base(model)
     with model.disable_adapter():
-        base = held_out_loss(model, test, batch_size)
+        base = _test_loss(trainer, session)
     return Evaluation(
         base=base,
+        start=start,
         adapter=adapter,
         validation_loss=trainer.state.best_metric,
         num_steps=trainer.state.global_step,
@@ -202,6 +214,7 @@ def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
     return {
         **asked,
         **asdict(session.plan),
+        "start_from": None if inputs.start is None else inputs.start.id,
         "data": inputs.data.sources,
         **inputs.data.counts,
         "num_threads": torch.get_num_threads(),
