@@ -28,7 +28,8 @@ def train(
 ) -> None:
     """Train a LoRA adapter and register it as a new version.
 
-    Exit codes: 0 published, 1 failed, 3 interrupted by SIGTERM or SIGINT with a checkpoint kept.
+    Exit codes: 0 published, 1 failed, 3 interrupted by SIGTERM or SIGINT with a checkpoint kept, 4
+    no disk or database, 5 registered although a gate failed: it answers under its number only.
     """
     from training.run import main
 

@@ -1,14 +1,17 @@
-"""What a trained adapter must show before it may be published. Knows no trainer and no registry.
+"""What a trained adapter must be before it may be published. Knows no trainer and no registry.
 
-1. Its loss on the untouched test part is below the base's.
+1. Its loss on the untouched test part is a number.
 2. It changes the logits at all.
 3. Read back from disk by the code that serves it and merged into the base's weights (W + s·B·A), it
    gives the logits of the live PEFT model: the file, its scaling and its reader agree.
+
+How good it is decides what may point to it: ``training.verdict``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor
 
 from artifacts.adapter import LoraWeights
+from artifacts.manifest import GateResult
 from training.batches import collate
 from training.data.examples import Example
 from training.errors import GateFailed
@@ -71,12 +75,11 @@ def probe_adapter(
     )
 
 
-def check_gate(base: HeldOutLoss, adapter: HeldOutLoss, probe: Probe) -> None:
-    """Raises GateFailed with the figure that is not good enough."""
-    if not adapter.loss < base.loss:  # also true for NaN
+def check_gate(adapter: HeldOutLoss, probe: Probe) -> list[GateResult]:
+    """The gates passed. Raises GateFailed with the figure that makes the adapter worthless."""
+    if not math.isfinite(adapter.loss):
         raise GateFailed(
-            f"the held-out loss of the adapter ({adapter.loss:.4f}) is not below the base's "
-            f"({base.loss:.4f}); train longer, on more rows, or with another learning_rate"
+            f"the held-out loss of the adapter is {adapter.loss}; train with a lower learning_rate"
         )
     if not probe.effect > 0:
         raise GateFailed("the adapter changes no logit of the probe rows; it has no effect")
@@ -85,6 +88,10 @@ def check_gate(base: HeldOutLoss, adapter: HeldOutLoss, probe: Probe) -> None:
             f"merged and unmerged logits differ by {probe.difference:.1e} of the base's largest "
             f"(allowed: {probe.tolerance:.0e}); the saved adapter is not the trained one"
         )
+    return [
+        GateResult(name="effect", value=probe.effect, threshold=0.0, passed=True),
+        GateResult(name="parity", value=probe.difference, threshold=probe.tolerance, passed=True),
+    ]
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ PUBLISHED = {
     "event": "published",
     "adapter": "a@1",
     "metrics": {"base_perplexity": 20.0, "adapter_perplexity": 5.0},
+    "gate": "failed",
+    "failed_gates": ["bleu4:chats is 0.2"],
     "duration_s": 3.0,
 }
 
@@ -58,6 +60,7 @@ def test_the_bar_says_in_words_how_a_run_ended() -> None:
     bar.emit({"event": "checkpoint", "step": 3, "path": "unsaid"})
     bar.close()
     assert "a@1 in 3 s: held-out perplexity 20.00 → 5.00" in out.getvalue()
+    assert "gate failed: bleu4:chats is 0.2" in out.getvalue()
     assert "failed (gate): [x] not better" in out.getvalue()
     assert "unsaid" not in out.getvalue()
 

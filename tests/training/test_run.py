@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from artifacts.registry import AdapterVersion, Registry
 from tests.training.conftest import Recorder, rows
 from training.config import parse_config
 from training.errors import GateFailed, Interrupted, InvalidConfig
-from training.evaluation import held_out_loss
+from training.evaluation import HeldOutLoss, held_out_loss
 from training.inputs import load_inputs
 from training.methods.lora import Lora
 from training.run import train_adapter
@@ -199,13 +200,46 @@ def registers_nothing(settings: dict[str, Any]) -> bool:
     return not versions(settings) and not left
 
 
-def test_an_adapter_that_is_worse_than_the_base_registers_nothing(settings: dict[str, Any]) -> None:
+def test_an_adapter_that_is_worse_than_the_base_gets_a_number_and_no_name(
+    settings: dict[str, Any],
+) -> None:
     """Each answer is another letter: what is learned from four makes the fifth less likely."""
     alone = [{"instruction": "Which?", "output": chr(65 + i) * 20} for i in range(5)]
     Path(settings["data"][0]).write_text(json.dumps(alone), encoding="utf-8")
-    with pytest.raises(GateFailed, match="is not below the base's"):
-        train(settings, split=[0.8, 0, 0.2], max_steps=16)
+    (published,) = train(settings, split=[0.8, 0, 0.2], max_steps=16).of("published")
+    (version,) = versions(settings)
+    assert [gate.name for gate in version.manifest.failed_gates] == ["held_out_loss"]
+    assert (published["gate"], len(published["failed_gates"])) == ("failed", 1)
+    assert registry(settings).aliases("tiny") == {}
+
+
+def test_a_held_out_loss_that_is_not_a_number_registers_nothing(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import pipeline
+
+    nothing = HeldOutLoss(math.nan, 1)
+    monkeypatch.setattr(pipeline, "held_out_loss", lambda *_: nothing)
+    with pytest.raises(GateFailed, match="held-out loss of the adapter is nan"):
+        train(settings)
     assert registers_nothing(settings)
+
+
+def test_the_strict_profile_says_what_it_could_not_measure(settings: dict[str, Any]) -> None:
+    train(settings, gate="strict")
+    (version,) = versions(settings)
+    gates = {gate.name: gate.passed for gate in version.manifest.gates}
+    assert gates == {
+        "effect": True,
+        "parity": True,
+        "held_out_loss": True,
+        "perplexity_drop": True,
+        "task_metric": None,
+        "bleu4": None,
+        "robustness": None,
+        "forgetting": None,
+    }
+    assert version.is_fit
 
 
 def test_a_diverged_run_ends_at_once_and_registers_nothing(settings: dict[str, Any]) -> None:

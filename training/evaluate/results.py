@@ -1,0 +1,72 @@
+"""What an evaluation found, as plain records: for reports, gates, manifests and model cards.
+
+Subjects are ``base``, ``adapter`` and, where another version was asked too, ``against``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Kind = Literal["perplexity", "generation", "classification"]
+Subject = Literal["base", "adapter", "against"]
+Figures = dict[str, float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Difference(_Record):
+    """adapter − other, with its 95 % interval of paired resamples."""
+
+    to: Literal["base", "against"]
+    metric: str
+    difference: float
+    low: float
+    high: float
+
+
+class Noise(_Record):
+    """One perturbation: ``score`` is ``noisy`` / ``clean``, None where that says nothing."""
+
+    clean: float
+    noisy: float
+    score: float | None
+    num_changed: int
+    num_questions: int
+
+
+class TaskResult(_Record):
+    name: str
+    kind: Kind
+    main: str  # the metric that stands for the task
+    num_rows: int
+    figures: dict[str, Figures]  # by subject
+    differences: tuple[Difference, ...]
+    robustness: dict[str, dict[str, Noise]] = {}  # by subject and perturbation
+
+
+class Results(_Record):
+    """A whole suite. ``forgetting`` is the adapter's rise of perplexity on the general set."""
+
+    suite: str
+    suite_hash: str  # SHA-256 of the suite's settings and of its files' bytes
+    seed: int
+    subjects: dict[str, dict[str, Any]]  # who they are
+    tasks: tuple[TaskResult, ...]
+    general: TaskResult | None = None
+
+    @property
+    def forgetting(self) -> float | None:
+        if self.general is None:
+            return None
+        base, adapter = (self.general.figures[who]["loss"] for who in ("base", "adapter"))
+        return math.expm1(min(adapter - base, 700.0))
+
+    def summary(self) -> dict[str, Any]:
+        """For a manifest: everything but who was asked, which the manifest knows better."""
+        found: dict[str, Any] = self.model_dump(mode="json", exclude={"subjects"})
+        return found | {"forgetting": self.forgetting}
