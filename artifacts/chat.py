@@ -17,6 +17,7 @@ from typing import Any
 from artifacts.base import template_hash
 from artifacts.chat_messages import (
     Message,
+    check_text,
     map_strings,
     normalize_messages,
     normalize_tools,
@@ -81,14 +82,19 @@ class ChatRenderer:
         )
         return "".join(_split(text, chat.mark))
 
-    def render_training(self, messages: Messages, *, tools: Tools = None) -> RenderedChat:
+    def render_training(
+        self, messages: Messages, *, tools: Tools = None, learned: Sequence[bool] | None = None
+    ) -> RenderedChat:
         """A whole conversation; the mask selects each assistant reply with the EOS that ends it.
 
-        Raises InvalidChat, also where replies would be learned in another form than the one in
-        which they are generated.
+        ``learned`` says of each assistant message whether it is selected; None: all are. Raises
+        InvalidChat, also where replies would be learned in another form than the one in which they
+        are generated.
         """
         chat = self._prepare(messages, tools)
         text, spans = self._template.render_with_spans(chat.messages, chat.tools)
+        if learned is not None:
+            spans = [span for span, is_on in zip(spans, learned, strict=True) if is_on]
         ids: list[int] = []
         mask: list[bool] = []
         for piece, is_reply in _cut(text, spans):
@@ -97,6 +103,20 @@ class ChatRenderer:
             ids += new
             mask += [is_reply] * len(new)
         return RenderedChat(ids, mask)
+
+    def render_document(self, text: str) -> list[int]:
+        """Plain text as ``/v1/completions`` reads it, and the EOS that ends it; special tokens
+        written in it stay text. Raises InvalidChat for a base without EOS, and for what is no text.
+        """
+        if self._tokenizer.eos_token_id is None:
+            raise InvalidChat("this base has no EOS, so a document has no end; set its eos_token")
+        check_text(text, "text")
+        mark = _unused_mark([text])
+        start: list[int] = list(self._tokenizer.encode(""))  # a BOS, where this base writes one
+        if start and start[-1] == self._tokenizer.eos_token_id:
+            start = start[:-1]
+        ids = self._encode_pieces(_split(self._break(text, mark), mark))
+        return [*start, *ids, self._tokenizer.eos_token_id]
 
     # --- special tokens in user text ---
 

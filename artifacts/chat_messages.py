@@ -47,7 +47,7 @@ def normalize_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str,
             raise InvalidChat(f"{place}: the function has no name", param=place)
     result = json.loads(_dump(list(tools), "tools"))
     for text in strings_of(result):
-        _check_text(text, "tools")
+        check_text(text, "tools")
     return list(result)
 
 
@@ -75,6 +75,21 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def check_text(text: object, place: str) -> str:
+    """The text itself. Raises InvalidChat for what is none, a lone surrogate among it."""
+    if not isinstance(text, str):
+        raise InvalidChat(f"{place} is {type(text).__name__}; send a string", param=place)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidChat(
+            f"{place} holds a lone surrogate at character {error.start}, which is no text; "
+            "send valid Unicode",
+            param=place,
+        ) from error
+    return text
+
+
 def _message(message: Mapping[str, Any], place: str) -> Message:
     if not isinstance(message, Mapping):
         raise InvalidChat(f"{place} is not an object with role and content", param=place)
@@ -94,7 +109,7 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
     result["content"] = _content(fields, place)
     for key in ("name", "tool_call_id", "reasoning_content"):
         if fields.get(key):
-            result[key] = _check_text(fields[key], f"{place}.{key}")
+            result[key] = check_text(fields[key], f"{place}.{key}")
     if "tool_calls" in fields:
         result["tool_calls"] = _tool_calls(fields["tool_calls"], f"{place}.tool_calls")
     return result
@@ -121,7 +136,7 @@ def _content(fields: Mapping[str, Any], place: str) -> str:
             return ""
         raise InvalidChat(f"{place} is missing; send a string", param=place)
     if isinstance(content, str):
-        return _check_text(content, place)
+        return check_text(content, place)
     if not isinstance(content, Sequence):
         raise InvalidChat(
             f"{place} is {type(content).__name__}; send a string or a list of text parts",
@@ -137,7 +152,7 @@ def _part(part: object, place: str) -> str:
             f"{place}: parts of type {kind!r} are not supported; this base reads text only",
             param=place,
         )
-    return _check_text(part.get("text"), place)
+    return check_text(part.get("text"), place)
 
 
 def _tool_calls(calls: object, place: str) -> list[dict[str, Any]]:
@@ -162,11 +177,11 @@ def _tool_call(call: object, place: str) -> dict[str, Any]:
         raise InvalidChat(f"{place}: arguments is not a JSON object", param=place)
     arguments = json.loads(_dump(arguments, place))
     for text in strings_of(arguments):
-        _check_text(text, place)
-    name = _check_text(function.get("name"), f"{place}.name")
+        check_text(text, place)
+    name = check_text(function.get("name"), f"{place}.name")
     result = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
-        result["id"] = _check_text(call["id"], f"{place}.id")
+        result["id"] = check_text(call["id"], f"{place}.id")
     return result
 
 
@@ -175,17 +190,3 @@ def _dump(value: object, place: str) -> str:
         return json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidChat(f"{place} is not plain JSON ({error})", param=place) from error
-
-
-def _check_text(text: object, place: str) -> str:
-    if not isinstance(text, str):
-        raise InvalidChat(f"{place} is {type(text).__name__}; send a string", param=place)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidChat(
-            f"{place} holds a lone surrogate at character {error.start}, which is no text; "
-            "send valid Unicode",
-            param=place,
-        ) from error
-    return text

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidData
-from artifacts.safe_write import sha256_file
-from training.data.examples import Rendered, render_examples
-from training.data.formats import Conversation, read_conversations
-from training.data.rows import BadRow, read_rows
+from training.data.examples import Rendered, Shape, render_examples
+from training.data.records import Record
+from training.data.rows import BadRow
+from training.data.sources import SourceRows, read_source
 from training.data.split import Split, drop_duplicates, split_examples
+from training.keys.data import DataSource
 
 NUM_LISTED = 20
 
@@ -40,17 +41,24 @@ class TrainingData:
     counts: dict[str, int]  # rows, bad, too long, truncated, duplicates
 
 
-def load_data(paths: Sequence[Path], renderer: ChatRenderer, options: DataOptions) -> TrainingData:
+def load_data(
+    sources: Sequence[DataSource | Path], renderer: ChatRenderer, options: DataOptions
+) -> TrainingData:
     """Raises InvalidData listing the first 20 bad rows if there are more than ``max_bad_rows``."""
-    conversations, bad, num_rows = _read_files(paths)
-    rendered = render_examples(conversations, renderer, options.max_length)
+    every = [
+        read_source(_as_source(source), options.seed, number)
+        for number, source in enumerate(sources)
+    ]
+    records, bad = _read(every)
+    num_rows = sum(source.num_rows for source in every)
+    rendered = render_examples(records, renderer, Shape(options.max_length))
     _judge_bad_rows(bad + rendered.bad, num_rows, options.max_bad_rows)
     _refuse_nothing_left(rendered, num_rows, options.max_length)
     distinct, data_hash = drop_duplicates(rendered.examples)
     return TrainingData(
         split=split_examples(distinct, options.fractions, options.seed),
         data_hash=data_hash,
-        sources=[{"file": path.name, "sha256": sha256_file(path)} for path in paths],
+        sources=[{"file": source.name, "sha256": source.sha256} for source in every],
         counts={
             "num_rows": num_rows,
             "num_bad": len(bad) + len(rendered.bad),
@@ -61,17 +69,20 @@ def load_data(paths: Sequence[Path], renderer: ChatRenderer, options: DataOption
     )
 
 
-def _read_files(paths: Sequence[Path]) -> tuple[list[Conversation], list[BadRow], int]:
-    conversations: list[Conversation] = []
+def _as_source(source: DataSource | Path) -> DataSource:
+    return DataSource(path=str(source)) if isinstance(source, Path) else source
+
+
+def _read(sources: Sequence[SourceRows]) -> tuple[list[Record], list[BadRow]]:
+    records: list[Record] = []
     bad: list[BadRow] = []
-    num_rows = 0
-    for path in paths:
-        rows, unreadable = read_rows(path)
-        found, unusable = read_conversations(rows)
-        conversations += found
-        bad += sorted([*unreadable, *unusable], key=lambda row: row.line)
-        num_rows += len(rows) + len(unreadable)
-    return conversations, bad, num_rows
+    for source in sources:
+        for record in source:
+            if isinstance(record, BadRow):
+                bad.append(record)
+            else:
+                records.append(record)
+    return records, bad
 
 
 def _judge_bad_rows(bad: list[BadRow], num_rows: int, max_bad_rows: int) -> None:

@@ -1,7 +1,7 @@
 """What one row of a data set becomes, whatever its form. Knows no file format and no template.
 
-A record knows where it came from, and keeps the plain values of its row: what rows are grouped,
-stratified or sampled by.
+A record knows where it came from (``source`` counts the configuration's sources from 0), and keeps
+the plain values of its row: what rows are grouped, stratified or sampled by.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Conversation:
     line: int
     fields: Fields = field(default_factory=dict)
     is_desirable: bool | None = None
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class PreferencePair:
     file: str
     line: int
     fields: Fields = field(default_factory=dict)
+    source: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class PlainText:
     file: str
     line: int
     fields: Fields = field(default_factory=dict)
+    source: int = 0
 
 
 Record = Conversation | PreferencePair | PlainText

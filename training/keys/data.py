@@ -37,7 +37,7 @@ class DataKeys(Keys):
     test_data: tuple[DataSource, ...] = ()  # instead of the split's test part
     max_length: int | None = Field(default=None, gt=1)  # tokens; None: at most 2048
     long_rows: Literal["truncate", "window"] = "truncate"
-    window_overlap: int = Field(default=64, ge=0)  # tokens seen again, never trained twice
+    window_overlap: int = Field(default=64, ge=1)  # tokens seen again, never trained twice
     max_bad_rows: int = Field(default=0, ge=0)  # more unusable rows than this stop the run
     clean: (
         bool | tuple[Literal["html", "nfkc", "control", "whitespace", "dates", "numbers"], ...]
