@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from training.errors import GateFailed
 from training.events import Reporter
 from training.signals import StopRequest
+from training.watch.usage import Usage
 
 
 class TokenCounter(Protocol):
@@ -32,6 +33,7 @@ class ProgressEvents(TrainerCallback):  # type: ignore[misc]
         self._counter = counter
         self._logging_steps = logging_steps
         self._began = (0.0, 0)  # time and step at which this process began to train
+        self._usage = Usage()
         self._last = (0.0, 0)  # time and tokens at the last progress line
 
     def on_train_begin(
@@ -71,6 +73,7 @@ class ProgressEvents(TrainerCallback):  # type: ignore[misc]
             "tokens_per_s": round((self._counter.num_tokens - last_tokens) / (now - last_s), 1),
             "eta_s": round(seconds_per_step * (state.max_steps - step), 1),
             "trained_tokens": self._counter.num_tokens,  # by this process
+            **self._usage.read(),
         })  # fmt: skip
 
     def _window_loss(self, state: TrainerState) -> float:

@@ -79,9 +79,13 @@ class ProgressBar:
     def emit(self, event: Event) -> None:
         say: dict[str, Callable[[Event], None]] = {
             "noted": self._noted,
+            "forecast": self._forecast,
             "started": self._started,
             "progress": self._moved,
             "evaluated": self._evaluated,
+            "diagnosis": self._diagnosed,
+            "remedy": self._remedied,
+            "used": self._used,
             "published": self._published,
             "failed": self._failed,
             "interrupted": self._interrupted,
@@ -98,10 +102,24 @@ class ProgressBar:
         for note in event["notes"]:
             self._console.print(f"note: {note}", markup=False)
 
+    def _forecast(self, event: Event) -> None:
+        self._console.print(
+            f"forecast: {event['trainable_parameters']:,} trainable parameters "
+            f"({event['trainable_share']:.2%}), peak memory {_size(event['peak_bytes'])} "
+            f"(weights {_size(event['weights_bytes'])}, optimizer "
+            f"{_size(event['gradient_bytes'] + event['optimizer_bytes'])}, activations "
+            f"{_size(event['activation_bytes'])}), time {_duration(event['seconds'])}"
+        )
+        if event["peak_bytes"] > event["free_bytes"] + event["weights_bytes"]:
+            self._console.print(
+                f"[red]only {_size(event['free_bytes'])} more are free: lower batch_size or "
+                "max_length, or set gradient_checkpointing[/red]"
+            )
+
     def _started(self, event: Event) -> None:
         self._console.print(
             f"{event['num_train']} train, {event['num_validation']} validation, "
-            f"{event['num_test']} test rows; {event['trainable_parameters']:,} trainable parameters"
+            f"{event['num_test']} test rows"
         )
         dropped = {key: n for key in ("bad", "too_long", "truncated", "duplicates")
                    if (n := event.get(f"num_{key}"))}  # fmt: skip
@@ -113,12 +131,33 @@ class ProgressBar:
     def _moved(self, event: Event) -> None:
         figures = (
             f"loss {event['loss']:.3f}  lr {event['learning_rate']:.1e}  "
-            f"{event['tokens_per_s']:.0f} tok/s"
+            f"{event['tokens_per_s']:.0f} tok/s  CPU {event['cpu_percent']:.0f} %"
         )
+        if "gpu_percent" in event:
+            figures += f"  GPU {event['gpu_percent']:.0f} %"
         self._progress.update(self._task, completed=event["step"], figures=figures)
 
     def _evaluated(self, event: Event) -> None:
         self._console.print(f"step {event['step']}: validation loss {event['validation_loss']:.4f}")
+
+    def _diagnosed(self, event: Event) -> None:
+        self._console.print(
+            f"step {event['step']}: {event['symptom'].replace('_', ' ')}: {event['seen']}.\n"
+            f"  cause: {event['cause']}\n  remedy: {event['remedy']}",
+            markup=False,
+        )
+
+    def _remedied(self, event: Event) -> None:
+        changes = ", ".join(f"{key}={value}" for key, value in event["changes"].items())
+        self._console.print(f"{event['symptom'].replace('_', ' ')}: again with {changes}")
+        self._progress.reset(self._task, description="loading", total=None, figures="")
+
+    def _used(self, event: Event) -> None:
+        self._console.print(
+            f"peak memory {_size(event['peak_bytes'])} (forecast "
+            f"{_size(event['forecast_peak_bytes'])}), training {_duration(event['seconds'])} "
+            f"(forecast {_duration(event['forecast_seconds'])})"
+        )
 
     def _published(self, event: Event) -> None:
         metrics = event["metrics"]
@@ -136,3 +175,13 @@ class ProgressBar:
         self._console.print(
             f"interrupted at step {event['step']}; resume=true continues from the last checkpoint"
         )
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

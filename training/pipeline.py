@@ -21,6 +21,7 @@ from artifacts.registry import AdapterVersion
 from artifacts.scratch import scratch_folder
 from training.batches import num_batches
 from training.combinations import MAX_RANK
+from training.checkpoints import KeptCheckpoints
 from training.config import TrainingConfig
 from training.errors import GateFailed
 from training.evaluation import HeldOutLoss, held_out_loss
@@ -34,6 +35,9 @@ from training.plan import identity, make_plan, max_batch_tokens, settle_max_leng
 from training.run_folder import RunFolder
 from training.signals import StopRequest
 from training.verdict import held_out_gates, suite_gates
+from training.watch.account import Account
+from training.watch.forecast import make_forecast
+from training.watch.plot import plot_losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,10 @@ def run_pipeline(
 ) -> tuple[AdapterVersion, Evaluation]:
     """Raises GateFailed, Interrupted and what a configuration can get wrong about the base."""
     session = _open_session(inputs, folder, reporter, stop)
+    account = Account()
     trainer = _load(inputs, session)
     start = None if inputs.start is None else _test_loss(trainer, session)
-    run_training(trainer, session)
+    _train(trainer, session, account)
     with scratch_folder(inputs.home.tmp, "train-") as scratch:
         evaluation = _evaluate(trainer, inputs, session, scratch, start)
         draft = _draft(inputs, session, evaluation)
@@ -80,9 +85,22 @@ def run_pipeline(
         stop.check()
         # Said before: a server that freezes its children must not freeze one that holds the
         # database's lock.
+        session.reporter.emit({"event": "used", **account.usage})
         session.reporter.emit({"event": "publishing"})
         published = inputs.registry.publish(inputs.config.name, scratch, draft)
     return published, evaluation
+
+
+def _train(trainer: MethodTrainer, session: Session, account: Account) -> None:
+    """Says before what it will take, and keeps a plot of its losses however it ends."""
+    forecast = make_forecast(trainer, session.first_step)
+    session.reporter.emit(forecast.as_event())
+    account.begin(forecast)
+    try:
+        run_training(trainer, session)
+    finally:
+        plot_losses(trainer.state.log_history, session.config.name, session.folder.plot)
+    account.end()
 
 
 def _open_session(
@@ -123,6 +141,8 @@ def _load(inputs: Inputs, session: Session) -> MethodTrainer:
     model = session.method.build()
     split = session.objective.prepare(model, inputs.data.split, session.config.batch_size)
     trainer = build_trainer(model, split, session)
+    if session.config.kept_checkpoints and session.method.makes_adapter:
+        trainer.add_callback(_kept_checkpoints(inputs, session))
     session.reporter.emit({
         "event": "started",
         "pid": os.getpid(),
@@ -139,6 +159,11 @@ def _load(inputs: Inputs, session: Session) -> MethodTrainer:
 
 def _test_loss(trainer: MethodTrainer, session: Session) -> HeldOutLoss:
     return held_out_loss(trainer.model, trainer.split.test, session.config.batch_size)
+
+
+def _kept_checkpoints(inputs: Inputs, session: Session) -> KeptCheckpoints:
+    folder = session.folder.path / "checkpoints"
+    return KeptCheckpoints(folder, session.config, inputs.base, inputs.data.data_hash)
 
 
 def _evaluate(

@@ -23,11 +23,12 @@ _STATE_FILE = "trainer_state.json"  # transformers writes it last into a checkpo
 
 
 class RunFolder:
-    """The work folder of one run; ``logs`` holds TensorBoard's files and outlives the run."""
+    """The work folder of one run; ``logs`` (TensorBoard's files) and ``plot`` outlive the run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.logs = path / "logs"
+        self.plot = path / "loss.png"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

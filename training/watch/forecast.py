@@ -56,11 +56,11 @@ def make_forecast(trainer: Any, step: int) -> Forecast:
 
     Leaves weights, gradients and random state as they were.
     """
-    model, rows = trainer.model, trainer.train_rows
+    model = trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
     tokens = _Tokens(trainer)
-    per_token, seconds = _probe(trainer, rows)
+    per_token, seconds = _probe(trainer)
     steps_left = trainer.args.max_steps - step
     evaluations = steps_left / trainer.args.eval_steps if trainer.args.eval_steps else 0
     work = steps_left * tokens.per_step + evaluations * tokens.validation * _FORWARD_SHARE
@@ -86,12 +86,12 @@ class _Tokens:
     """How many tokens the run will see."""
 
     def __init__(self, trainer: Any) -> None:
-        lengths = [len(row.input_ids) for row in trainer.train_rows]
+        lengths = [len(row.input_ids) for row in trainer.split.train]
         batches: ShuffledBatches = trainer.make_batches()
         sizes = [sum(lengths[i] for i in batch) for batch in batches]
         self.largest_batch = max(sizes)
         self.per_step = sum(sizes) / len(sizes) * trainer.args.gradient_accumulation_steps
-        self.validation = sum(len(row.input_ids) for row in trainer.validation_rows)
+        self.validation = sum(len(row.input_ids) for row in trainer.split.validation)
 
 
 class _SavedBytes:
@@ -109,10 +109,11 @@ class _SavedBytes:
         return tensor
 
 
-def _probe(trainer: Any, rows: Sequence[Any]) -> tuple[float, float]:
+def _probe(trainer: Any) -> tuple[float, float]:
     """Bytes kept and seconds taken per token, forwards and backwards, over a few rows."""
-    few = _few(rows)
-    batch = trainer.collate_rows(few)
+    few = _few(trainer.split.train)
+    batch = trainer.objective.collate(few)
+    batch = {key: tensor.to(trainer.args.device) for key, tensor in batch.items()}
     num_tokens = batch["input_ids"].numel()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     trainer.model.train()
@@ -121,8 +122,11 @@ def _probe(trainer: Any, rows: Sequence[Any]) -> tuple[float, float]:
         for _ in range(2):  # the first one warms up
             saved = _SavedBytes(trainer.model)
             began = time.perf_counter()
-            with saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-                loss = trainer.loss_of(batch)
+            with (
+                saved_tensors_hooks(saved.pack, lambda tensor: tensor),
+                trainer.accelerator.autocast(),
+            ):
+                loss = trainer.objective.summed_loss(trainer.model, batch)
             loss.backward()
             seconds.append(time.perf_counter() - began)
             trainer.model.zero_grad(set_to_none=True)

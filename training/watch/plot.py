@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FILE = "loss.png"
-
 
 def plot_losses(log_history: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Draws transformers' ``log_history``; entries without a loss are passed over."""
+    """Draws transformers' ``log_history``; nothing where there is no loss yet."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -18,6 +16,8 @@ def plot_losses(log_history: Sequence[dict[str, Any]], title: str, path: Path) -
     held_out = [
         (entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry
     ]
+    if not steps:
+        return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
