@@ -93,7 +93,7 @@ def run_pipeline(
 
 def _train(trainer: MethodTrainer, session: Session, account: Account) -> None:
     """Says before what it will take, and keeps a plot of its losses however it ends."""
-    forecast = make_forecast(trainer, session.first_step)
+    forecast = make_forecast(trainer, session.first_step, account.mark)
     session.reporter.emit(forecast.as_event())
     account.begin(forecast)
     try:

@@ -13,7 +13,7 @@ class Account:
     """Begins after the imports and before the base is loaded."""
 
     def __init__(self) -> None:
-        self._mark = MemoryMark()
+        self.mark = MemoryMark()
         self._began = 0.0
         self._forecast: Forecast | None = None
         self._trained: dict[str, Any] = {}
@@ -27,7 +27,7 @@ class Account:
         """The last step is done; the gate's own needs are not the run's."""
         assert self._forecast is not None
         self._trained = {
-            "peak_bytes": self._mark.peak(),
+            "peak_bytes": self.mark.peak(),
             "forecast_peak_bytes": self._forecast.peak_bytes,
             "seconds": round(time.monotonic() - self._began, 2),
             "forecast_seconds": round(self._forecast.seconds, 2),

@@ -2,8 +2,9 @@
 
 Weights, gradients and optimizer states are counted. Activations are measured on a few rows, as the
 bytes that autograd keeps per token, and scaled to the largest batch of the first epoch; so every
-method, dtype and checkpointing choice is right without a formula of its own. Time is the speed of
-those rows, forwards and backwards.
+method, dtype and checkpointing choice is right without a formula of its own. What the process has
+taken by then is measured too: libraries' scratch memory is more than a small base. Time is the
+speed of those rows, forwards and backwards.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -19,12 +20,12 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from training.batches import ShuffledBatches
+from training.watch.memory import MemoryMark
 
 _PROBE_TOKENS = 256
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 4, "sgd": 0}
 _FORWARD_SHARE = 1 / 3  # of a training step; an evaluation takes no more
-# What stays in use beside what is counted: libraries' scratch memory and the allocator's gaps.
-_GAPS = 0.08
+_GAPS = 0.25  # of the activations: what an allocator holds between batches of different sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,41 +38,45 @@ class Forecast:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    peak_bytes: int  # above what the process takes before the base is loaded
     seconds: float
-
-    @property
-    def peak_bytes(self) -> int:
-        """Above what the process takes before the base is loaded."""
-        counted = self.weights_bytes + self.gradient_bytes + self.optimizer_bytes
-        return counted + round(self.activation_bytes * (1 + _GAPS))
 
     def as_event(self) -> dict[str, Any]:
         share = self.trainable_parameters / self.total_parameters
-        return {"event": "forecast", **asdict(self), "peak_bytes": self.peak_bytes,
-                "trainable_share": share, "free_bytes": free_bytes()}  # fmt: skip
+        return {
+            "event": "forecast",
+            **asdict(self),
+            "trainable_share": share,
+            "free_bytes": free_bytes(),
+        }
 
 
-def make_forecast(trainer: Any, step: int) -> Forecast:
+def make_forecast(trainer: Any, step: int, mark: MemoryMark) -> Forecast:
     """``trainer`` is a ``training.loop.MethodTrainer`` that is about to go on from ``step``.
 
-    Leaves weights, gradients and random state as they were.
+    ``mark`` was taken before the base was loaded. Leaves weights, gradients and random state as
+    they were.
     """
     model = trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
     tokens = _Tokens(trainer)
-    per_token, seconds = _probe(trainer)
+    probe = _probe(trainer)
     steps_left = trainer.args.max_steps - step
     evaluations = steps_left / trainer.args.eval_steps if trainer.args.eval_steps else 0
     work = steps_left * tokens.per_step + evaluations * tokens.validation * _FORWARD_SHARE
+    activations = round(probe.bytes_per_token * tokens.largest_batch)
+    optimizer = sum(p.numel() for p in trained) * _STATE_BYTES[trainer.config.optimizer]
+    more = max(0, (1 + _GAPS) * activations - probe.bytes_per_token * probe.num_tokens)
     return Forecast(
         trainable_parameters=sum(p.numel() for p in trained),
         total_parameters=sum(p.numel() for p in model.parameters()),
         weights_bytes=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
         gradient_bytes=gradients,
-        optimizer_bytes=sum(p.numel() for p in trained) * _STATE_BYTES[trainer.config.optimizer],
-        activation_bytes=round(per_token * tokens.largest_batch),
-        seconds=work * seconds,
+        optimizer_bytes=optimizer,
+        activation_bytes=activations,
+        peak_bytes=round(mark.rise() + optimizer + more),
+        seconds=work * probe.seconds_per_token,
     )
 
 
@@ -109,8 +114,15 @@ class _SavedBytes:
         return tensor
 
 
-def _probe(trainer: Any) -> tuple[float, float]:
-    """Bytes kept and seconds taken per token, forwards and backwards, over a few rows."""
+class _Probe(NamedTuple):
+    """A few rows, forwards and backwards."""
+
+    num_tokens: int
+    bytes_per_token: float  # kept for the backward pass
+    seconds_per_token: float
+
+
+def _probe(trainer: Any) -> _Probe:
     few = _few(trainer.split.train)
     batch = trainer.objective.collate(few)
     batch = {key: tensor.to(trainer.args.device) for key, tensor in batch.items()}
@@ -130,7 +142,7 @@ def _probe(trainer: Any) -> tuple[float, float]:
             loss.backward()
             seconds.append(time.perf_counter() - began)
             trainer.model.zero_grad(set_to_none=True)
-    return saved.total / num_tokens, min(seconds) / num_tokens
+    return _Probe(num_tokens, saved.total / num_tokens, min(seconds) / num_tokens)
 
 
 def _few(rows: Sequence[Any]) -> list[Any]:
