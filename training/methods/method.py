@@ -49,6 +49,9 @@ def choose_method(
     config: TrainingConfig, base: Base, plan: Plan, start: StartAdapter | None
 ) -> Method:
     """The method that ``config`` asks for."""
+    from training.methods.adalora import AdaLora
     from training.methods.lora import Lora
 
+    if config.method == "adalora":
+        return AdaLora(config, base, plan)
     return Lora(config, base, plan, start)

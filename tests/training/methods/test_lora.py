@@ -49,7 +49,7 @@ def test_a_variant_learns_serves_and_changes_the_answer(
     assert weights.rank == doubled * more.get("rank", settings["rank"])
     assert metrics["merge_difference"] < 1e-4  # merged into the base as it was before the run
 
-    # PEFT, from the folder alone and on a fresh base, has the loss that was measured on the live one
+    # PEFT, from the folder alone on a fresh base, has the loss that was measured on the live one
     model = adapted_model(settings, version.path)
     test = load_inputs(parse_config(settings), Home.open(settings["home"])).data.split.test
     assert held_out_loss(model, test, 3).loss == pytest.approx(metrics["adapter_loss"], rel=1e-4)

@@ -96,5 +96,5 @@ def test_other_weights_under_a_checkpoint_are_refused(first: dict[str, Any]) -> 
     interrupt(first, 4, start_from="tiny@latest")
     Path(first["data"][0]).write_text(json.dumps(rows(40)), encoding="utf-8")
     train(first, name="tiny", output_dir=first["output_dir"] + "-2", rank=4)
-    with pytest.raises(InvalidConfig, match="start_hash|rank|alpha|target_modules"):
+    with pytest.raises(InvalidConfig, match=r"start_hash|alpha"):
         train(first, start_from="tiny@latest", resume=True)

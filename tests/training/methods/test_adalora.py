@@ -1,0 +1,97 @@
+"""AdaLoRA: ranks are really shared out, the export is exact, a resume continues the books."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from artifacts.base import load_transformers_model, open_base
+from artifacts.home import Home
+from tests.training.methods.runs import adapted_model, answer, losses, served, train, versions
+from tests.training.test_run import interrupt
+from training.config import parse_config
+from training.errors import InvalidConfig
+from training.evaluation import held_out_loss
+from training.inputs import load_inputs
+from training.methods.adalora import AdaLora
+from training.plan import make_plan
+
+ADALORA = {"method": "adalora", "rank": 2, "adalora_initial_rank": 4, "learning_rate": 0.03}
+
+
+def test_it_learns_with_different_ranks_and_serves_as_plain_lora(settings: dict[str, Any]) -> None:
+    told = losses(train(settings, **ADALORA))
+    assert told[-1] < 0.95 * told[0]
+    (version,) = versions(settings)
+    weights, metrics = served(settings, version.path), version.manifest.metrics
+    ranks = {module: pair.rank for module, pair in weights.pairs.items()}
+    num_modules = 14  # seven in each of two layers
+    assert len(set(ranks.values())) > 1
+    assert sum(ranks.values()) <= 2 * num_modules < 4 * num_modules
+    assert {pair.scaling for pair in weights.pairs.values()} == {1.0}
+    assert metrics["merge_difference"] < 1e-4
+
+    model = adapted_model(settings, version.path)
+    test = load_inputs(parse_config(settings), Home.open(settings["home"])).data.split.test
+    assert held_out_loss(model, test, 3).loss == pytest.approx(metrics["adapter_loss"], rel=1e-4)
+    base = load_transformers_model(open_base(settings["base"]))
+    assert answer(model, settings["base"], "What is 3?") != answer(
+        base, settings["base"], "What is 3?"
+    )
+
+
+def test_the_allocator_is_called_once_per_step_from_one(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import AdaLoraModel
+
+    called: list[int] = []
+    real = AdaLoraModel.update_and_allocate
+
+    def record(model: Any, step: int) -> None:
+        called.append(step)
+        real(model, step)
+
+    monkeypatch.setattr(AdaLoraModel, "update_and_allocate", record)
+    train(settings, **ADALORA, gradient_accumulation=2, batch_size=3, max_steps=10)
+    assert called == list(range(1, 11))
+
+
+def test_weights_with_ranks_that_are_not_final_are_not_published(settings: dict[str, Any]) -> None:
+    """The lowest validation loss before the last cut is no candidate, however low it is."""
+    recorder = train(settings, **ADALORA, eval_steps=1, max_steps=10, adalora_final_ratio=0.2)
+    late = [e["validation_loss"] for e in recorder.of("evaluated") if e["step"] >= 8]
+    best = versions(settings)[0].manifest.metrics["validation_loss"]
+    assert best == pytest.approx(min(late))
+
+
+@pytest.mark.parametrize("step", [3, 9, 13])  # warm-up, sharing out, final ranks
+def test_a_resumed_run_is_the_uninterrupted_run(
+    settings: dict[str, Any], tmp_path: Path, step: int
+) -> None:
+    more = {**ADALORA, "dropout": 0.1, "adalora_warmup_ratio": 0.25, "logging_steps": 1}
+    train(settings, **more, output_dir=str(tmp_path / "whole"))
+    interrupt(settings, step, **more)
+    train(settings, **more, resume=True)
+    one, other = versions(settings)
+    assert one.content_hash == other.content_hash
+    assert one.manifest.metrics == other.manifest.metrics
+
+
+def test_a_run_too_short_to_share_out_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match="2 steps leave none to share ranks out"):
+        train(settings, **ADALORA, max_steps=2, adalora_final_ratio=0.5, adalora_warmup_ratio=0.4)
+
+
+def test_the_penalty_is_pefts_own(settings: dict[str, Any]) -> None:
+    """PEFT adds it to the loss that a model computes itself."""
+    base = open_base(settings["base"])
+    config = parse_config({**settings, **ADALORA})
+    method = AdaLora(config, base, make_plan(config, base.config, 4, "cpu"))
+    model = method.build()
+    ids = torch.arange(10, 30)[None]
+    theirs = model(input_ids=ids, labels=ids).loss - model.model(input_ids=ids, labels=ids).loss
+    assert method.penalty(model).item() == pytest.approx(theirs.item(), rel=1e-4)
