@@ -88,6 +88,8 @@ class RowRenderer:
         self.num_too_long = 0
         self.num_windowed = 0
         self.num_undesirable = 0
+        self.num_masked = 0  # bad: not one token to learn
+        self.lengths = array("I")  # tokens of every usable row, before any cut
 
     def render(self, record: Record) -> list[Example] | BadRow:
         """No example for a row that is left out; a bad row for one that cannot be learned."""
@@ -101,6 +103,7 @@ class RowRenderer:
         try:
             whole = self._whole(record)
             if whole.num_targets == 0:
+                self.num_masked += 1
                 return BadRow(record.file, record.line, "no token to learn from")
             kind = self._kind(record)
         except InvalidChat as error:
@@ -136,6 +139,7 @@ class RowRenderer:
         return _hash64(repr((last["content"], last.get("tool_calls"))))
 
     def _cut(self, whole: Example) -> list[Example]:
+        self.lengths.append(len(whole.input_ids))
         max_length = self._shape.max_length
         if len(whole.input_ids) <= max_length:
             return [whole]
