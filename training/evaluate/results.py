@@ -44,6 +44,7 @@ class TaskResult(_Record):
     kind: Kind
     main: str  # the metric that stands for the task
     num_rows: int
+    num_left_out: int  # longer than the base's context
     figures: dict[str, Figures]  # by subject
     differences: tuple[Difference, ...]
     robustness: dict[str, dict[str, Noise]] = {}  # by subject and perturbation
@@ -61,7 +62,7 @@ class Results(_Record):
 
     @property
     def forgetting(self) -> float | None:
-        if self.general is None:
+        if self.general is None or "adapter" not in self.general.figures:
             return None
         base, adapter = (self.general.figures[who]["loss"] for who in ("base", "adapter"))
         return math.expm1(min(adapter - base, 700.0))
