@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from artifacts.errors import Corrupt
 
 MANIFEST_FILE = "manifest.json"
+CHECKPOINT_FILE = "checkpoint.json"  # a ManifestDraft, beside an adapter that no gate has seen
 CARD_FILE = "README.md"
 CARD_MARK = "<!-- written by loraloop -->"
 

@@ -17,6 +17,7 @@ from artifacts.errors import StorageError
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
 from server.audit import AuditLog
+from server.checkpoints import CheckpointVersion
 from server.comparison.experiments import Experiments
 from server.comparison.feedback import Feedback
 from server.comparison.journal import AnswerJournal
@@ -31,7 +32,7 @@ from server.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from artifacts.base import Base
-    from artifacts.registry import Registry
+    from artifacts.registry import AdapterVersion, Registry
     from server.settings import Settings
 
 log = logging.getLogger("loraloop.server")
@@ -129,12 +130,12 @@ def build_control(
         gate,
         max_host_adapters=limits.max_host_adapters,
         max_host_bytes=_adapter_bytes(limits.max_adapter_bytes),
-        is_registered=lambda version: version in registry.list(),
+        is_registered=lambda version: _is_known(version, registry),
     )
     files = FileStore(home, database, max_bytes=limits.max_upload_bytes)
     store = JobStore(database)
     job_limits = _job_limits(limits, registry, training)
-    end = JobEnd(store, registry, adapters, audit)
+    end = JobEnd(store, files, registry, adapters, audit)
     return Control(
         adapters=adapters,
         experiments=Experiments(database),
@@ -173,6 +174,12 @@ def _job_limits(limits: ControlLimits, registry: Registry, training: TrainingSet
             longest_s=limits.training_max_pause_s,
         ),
     )
+
+
+def _is_known(version: AdapterVersion, registry: Registry) -> bool:
+    if isinstance(version, CheckpointVersion):
+        return version.path.is_dir()
+    return version in registry.list()
 
 
 def _adapter_bytes(wanted: int | None) -> int:

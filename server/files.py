@@ -22,13 +22,14 @@ from sqlalchemy import select
 from artifacts.database import Database
 from artifacts.errors import Conflict, InvalidInput, NotFound
 from artifacts.home import Home
-from artifacts.safe_write import sync_folder
+from artifacts.safe_write import sync_folder, write_bytes
 from artifacts.storage import storage_errors
 from server.jobs.states import UNFINISHED
 from server.paging import Page, Paging, page_of
 from server.tables import FileRow, JobRow
 
 PURPOSE = "fine-tune"
+RESULTS = "fine-tune-results"
 SUFFIXES = (".jsonl", ".json")
 CHUNK_BYTES = 1 << 20
 
@@ -102,6 +103,27 @@ class FileStore:
         except BaseException:
             _forget(path)
             raise
+
+    def put_results(self, file_id: str, filename: str, content: bytes) -> None:
+        """Store what a job found out; once more changes nothing. Raises StorageError."""
+        path = self._home.files / f"{file_id}.csv"
+        with storage_errors(self._home.files):
+            write_bytes(path, content)
+        row = FileRow(
+            id=file_id,
+            filename=filename,
+            suffix=".csv",
+            purpose=RESULTS,
+            num_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            created_at=time.time(),
+        )
+        with self._database.session() as session:
+            known = session.scalar(select(FileRow).where(FileRow.id == file_id))
+            if known is None:
+                session.add(row)
+            else:
+                known.num_bytes, known.sha256 = row.num_bytes, row.sha256
 
     def get(self, file_id: str) -> StoredFile:
         """Raises NotFound."""

@@ -31,6 +31,7 @@ class LiveCatalog:
         self._next: asyncio.Task[None] | None = None
         self.trouble = Trouble("the registry cannot be read; its last known state serves on")
         self.current = registry.catalog()
+        self.jobs = registry.home.jobs
         registry.on_change = self._read_quietly
 
     async def refresh(self) -> None:

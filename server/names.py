@@ -18,6 +18,21 @@ _FINE_TUNED = re.compile(
     rf"ft:(?P<base>.+):{_ORGANISATION}:(?P<name>[a-z0-9][a-z0-9._-]{{0,63}}):(?P<version>[1-9][0-9]{{0,9}})"
 )
 
+_CHECKPOINT = re.compile(
+    rf"ft:(?P<base>.+):{_ORGANISATION}:(?P<name>[a-z0-9][a-z0-9._-]{{0,63}}):(?P<job>ftjob-[0-9a-f]{{24}}):"
+    r"ckpt-step-(?P<step>[1-9][0-9]{0,9})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointId:
+    """The parts of a checkpoint's id; its adapter lies in the job's folder."""
+
+    base_id: str
+    name: str
+    job_id: str
+    step: int
+
 
 @dataclass(frozen=True, slots=True)
 class FineTunedId:
@@ -41,9 +56,17 @@ def parse_fine_tuned_model_id(text: str) -> FineTunedId | None:
     return FineTunedId(match["base"], match["name"], int(match["version"]))
 
 
-def checkpoint_model_id(base_id: str, name: str, step: int) -> str:
-    """The id of a job's checkpoint; it names no version, so it does not parse as one."""
-    return f"ft:{base_id}:{_ORGANISATION}:{name}:step-{step}"
+def checkpoint_model_id(base_id: str, name: str, job_id: str, step: int) -> str:
+    """The id of a job's checkpoint, which may be asked before the job has made a version."""
+    return f"ft:{base_id}:{_ORGANISATION}:{name}:{job_id}:ckpt-step-{step}"
+
+
+def parse_checkpoint_model_id(text: str) -> CheckpointId | None:
+    """The parts of ``text``, or None if it is not an id that ``checkpoint_model_id`` makes."""
+    match = _CHECKPOINT.fullmatch(text)
+    if match is None:
+        return None
+    return CheckpointId(match["base"], match["name"], match["job"], int(match["step"]))
 
 
 def check_adapter_name(name: str, param: str, base_id: str) -> None:

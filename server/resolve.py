@@ -7,13 +7,15 @@ disk (``server.live_catalog``).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from artifacts.errors import InvalidName, NotFound
 from artifacts.names import AdapterRef, parse_ref
-from server.names import parse_fine_tuned_model_id
+from server.checkpoints import open_checkpoint
+from server.names import parse_checkpoint_model_id, parse_fine_tuned_model_id
 
 if TYPE_CHECKING:
     from artifacts.catalog import AdapterVersion
@@ -85,6 +87,8 @@ async def find_target(
         UnknownModel: nothing has this id.
         StorageError: it is not known, and the registry cannot be read.
     """
+    if (checkpoint := await _find_checkpoint(model, base_id, live)) is not None:
+        return checkpoint
     try:
         return resolve(model, subject, base_id, live.current, experiments)
     except UnknownModel:
@@ -123,6 +127,8 @@ async def find_fixed(model: str, base_id: str, live: LiveCatalog) -> Target:
 
     Raises as ``find_target`` does.
     """
+    if (checkpoint := await _find_checkpoint(model, base_id, live)) is not None:
+        return checkpoint
     try:
         return resolve_fixed(model, base_id, live.current)
     except UnknownModel:
@@ -136,14 +142,24 @@ def fingerprint(base_fingerprint: str, target: Target) -> str:
     return "fp_" + hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
+async def _find_checkpoint(model: str, base_id: str, live: LiveCatalog) -> Target | None:
+    """A job's checkpoint, which no catalog knows: its record is read from the disk."""
+    wanted = parse_checkpoint_model_id(model)
+    if wanted is None:
+        return None
+    if wanted.base_id != base_id:
+        raise UnknownModel(_of_another_base(model, wanted.base_id, base_id))
+    try:
+        return Target(base_id, await asyncio.to_thread(open_checkpoint, live.jobs, wanted))
+    except NotFound as error:
+        raise UnknownModel(f"{_unknown(model)} ({error})") from None
+
+
 def _parse(model: str, base_id: str) -> AdapterRef:
     """``name``, ``name@3``, ``name@alias``, ``base:name…`` or ``ft:…`` as a reference."""
     if fine_tuned := parse_fine_tuned_model_id(model):
         if fine_tuned.base_id != base_id:
-            raise UnknownModel(
-                f"The model {model!r} belongs to the base {fine_tuned.base_id!r}, "
-                f"but this server runs {base_id!r}."
-            )
+            raise UnknownModel(_of_another_base(model, fine_tuned.base_id, base_id))
         return AdapterRef(fine_tuned.name, version=fine_tuned.version)
     name = model.removeprefix(base_id + ":")
     try:
@@ -162,6 +178,10 @@ def _find(ref: AdapterRef, versions: Versions, model: str) -> AdapterVersion:
 def _unknown(model: str) -> str:
     shown = model if len(model) <= 100 else model[:100] + "…"
     return f"The model {shown!r} does not exist; GET /v1/models lists those that do."
+
+
+def _of_another_base(model: str, wanted: str, base_id: str) -> str:
+    return f"The model {model!r} belongs to the base {wanted!r}, but this server runs {base_id!r}."
 
 
 def _header_text(text: str) -> str:

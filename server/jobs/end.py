@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import Conflict, InvalidName, LoraloopError, NotFound, StorageError
@@ -16,6 +17,7 @@ from artifacts.names import parse_ref
 from server.audit import SERVER, AuditLog
 from server.engine.errors import EngineError
 from server.jobs.folder import JobFolder
+from server.jobs.results import results_csv, results_file_id
 from server.jobs.run import ended_values, finished_values
 from server.jobs.states import ON_CHILD, JobError, Outcome
 from server.jobs.store import JobStore
@@ -25,6 +27,7 @@ from server.tables import JobRow
 if TYPE_CHECKING:
     from artifacts.registry import AdapterVersion, Registry
     from server.adapters import AdapterService
+    from server.files import FileStore
 
 log = logging.getLogger("loraloop.server")
 
@@ -38,9 +41,15 @@ class JobEnd:
     """Turns the outcome of a run into the job's last state."""
 
     def __init__(
-        self, store: JobStore, registry: Registry, adapters: AdapterService, audit: AuditLog
+        self,
+        store: JobStore,
+        files: FileStore,
+        registry: Registry,
+        adapters: AdapterService,
+        audit: AuditLog,
     ) -> None:
         self._store = store
+        self._files = files
         self._registry = registry
         self._adapters = adapters
         self._audit = audit
@@ -102,6 +111,12 @@ class JobEnd:
             error_ = JobError("load_gate", f"The new version cannot be served: {error}")
             await self._fail(job, folder, error_)
             return
+        await asyncio.to_thread(
+            self._files.put_results,
+            results_file_id(job.id),
+            f"{version.name}-{version.version}-results.csv",
+            await asyncio.to_thread(results_csv, folder),
+        )
         model_id = fine_tuned_model_id(job.model, version.name, version.version)
         result: dict[str, Any] = {
             "adapter": version.id,
@@ -145,7 +160,7 @@ class JobEnd:
         await self._record_failure(job, error)
 
     async def _record_failure(self, job: JobRow, error: JobError, **values: Any) -> None:
-        stored = {"code": error.code, "message": error.message, "param": error.param}
+        stored = asdict(error)
         values = {**ended_values(), **values, "error": stored}
         await self._move(job, "failed", error.message, level="error", **values)
 

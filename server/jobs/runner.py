@@ -12,10 +12,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from artifacts.errors import Conflict, NotFound, StorageError
+from artifacts.errors import Conflict, StorageError
 from artifacts.home import Home
 from server.files import FileStore
 from server.jobs.child import find_by_argument, stop_orphan
+from server.jobs.data_files import DataFiles, MissingFile
 from server.jobs.end import JobEnd, description_of
 from server.jobs.folder import JobFolder
 from server.jobs.patience import Patience, never
@@ -23,13 +24,15 @@ from server.jobs.pause_rule import PauseLimits
 from server.jobs.pauses import FirstTokenP90, Pauses
 from server.jobs.progress import ProgressFile
 from server.jobs.run import ChildPlan, JobRun, ended_values
-from server.jobs.states import ON_CHILD, RESUMABLE, Evidence, JobError, Outcome, Stopping, decide
+from server.jobs.states import ON_CHILD, RESUMABLE, Evidence, Outcome, Stopping, decide
 from server.jobs.store import JobStore
+from server.names import parse_checkpoint_model_id
 from server.tables import JobRow
 from server.trouble import Trouble
 
 log = logging.getLogger("loraloop.server")
 
+KEPT_CHECKPOINTS = 3  # of a job, as OpenAI keeps them
 CANCEL_GRACE_S = 5.0  # nothing of a cancelled run is kept, so it need not finish a checkpoint
 
 
@@ -155,21 +158,15 @@ class JobRunner:
 
     async def _train(self, run: JobRun) -> Outcome:
         try:
-            file = await self._patience.outlast(
-                lambda: asyncio.to_thread(self._files.get, run.job.training_file), run.is_leaving
+            data = await self._patience.outlast(
+                lambda: asyncio.to_thread(DataFiles.of, run.job, self._files), run.is_leaving
             )
-        except NotFound as error:
-            return Outcome("failed", error=_missing_file(str(error)))
-        if not file.path.exists():
-            return Outcome("failed", error=_missing_file(f"The bytes of {file.id} are gone."))
-        outcome = await run.follow(self._config(run.job, str(file.path)))
+        except MissingFile as problem:
+            return Outcome("failed", error=problem.error)
+        outcome = await run.follow(self._config(run.job, data))
         if outcome.error is None:
             return outcome
-        # People know their file by the name they gave it.
-        message = outcome.error.message
-        message = message.replace(str(file.path), file.filename)
-        message = message.replace(file.path.name, file.filename)
-        return replace(outcome, error=replace(outcome.error, message=message))
+        return replace(outcome, error=data.in_their_words(outcome.error))
 
     async def _give_up(self, run: JobRun, error: Exception) -> None:
         reason = f"The server failed on this job ({type(error).__name__}); its log says more."
@@ -278,20 +275,25 @@ class JobRunner:
             await run.stop(why, grace_s)
             await run.ended.wait()
 
-    def _config(self, job: JobRow, data: str) -> dict[str, Any]:
+    def _config(self, job: JobRow, data: DataFiles) -> dict[str, Any]:
         return {
             "name": job.name,
             "base": self._limits.child.base_source,
-            "data": [data],
+            **data.config(),
             "home": str(self._home.root),
             "output_dir": str(self.folder(job.id).work),
             "description": description_of(job),
             "num_threads": self._limits.num_threads,
             "resume": True,  # from the last checkpoint, if there is one
+            "kept_checkpoints": KEPT_CHECKPOINTS,
             "seed": job.seed,
             **job.settings,
+            **self._start(job),
         }
 
-
-def _missing_file(message: str) -> JobError:
-    return JobError("invalid_training_file", message, "training_file")
+    def _start(self, job: JobRow) -> dict[str, Any]:
+        """Where a job on a checkpoint begins; training knows no job's ids."""
+        wanted = parse_checkpoint_model_id(job.settings.get("start_from", ""))
+        if wanted is None:
+            return {}
+        return {"start_from": str(self.folder(wanted.job_id).checkpoint(wanted.step))}

@@ -36,6 +36,7 @@ UNFINISHED: tuple[Status, ...] = (*ON_CHILD, "queued", *RESUMABLE)
 
 EXIT_INTERRUPTED = 3  # training's exit code after SIGTERM: a checkpoint was kept
 EXIT_STORAGE = 4  # the disk or the database failed under it: checkpoints were kept
+BAD_DATA = "invalid_training_file"
 _MAX_ROWS_SHOWN = 20
 
 
@@ -58,11 +59,12 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """OpenAI's ``error`` of a job."""
+    """OpenAI's ``error`` of a job, and the rows at fault: file, line, reason."""
 
     code: str
     message: str
     param: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +129,10 @@ def reported_error(event: dict[str, Any]) -> JobError:
         lines.append(f"… and {len(rows) - _MAX_ROWS_SHOWN} more rows")
     is_data = code == "invalid_data"
     return JobError(
-        "invalid_training_file" if is_data else code,
+        BAD_DATA if is_data else code,
         "\n".join(lines),
         "training_file" if is_data else None,
+        rows,
     )
 
 

@@ -21,6 +21,7 @@ from server.jobs.states import Status
 from server.paging import Page, Paging, page_of
 from server.tables import CheckpointRow, FileRow, JobEventRow, JobRow
 
+DATA = "fine-tune"  # what a file must have been uploaded for
 _EVENT_PREFIX = "ftevent-"
 
 
@@ -42,11 +43,7 @@ class JobStore:
                 file_id = getattr(job, param)
                 if file_id is None:
                     continue
-                if session.scalar(select(FileRow.id).where(FileRow.id == file_id)) is None:
-                    raise InvalidInput(
-                        f"No file has the id {file_id!r}: upload it with POST /v1/files first.",
-                        param=param,
-                    )
+                _check_data_file(session, file_id, param)
             session.add(job)
             session.flush()
             session.add(_event(job.id, "Created fine-tuning job", "info", "message", None))
@@ -101,6 +98,10 @@ class JobStore:
         with self._database.reading() as session:
             return list(session.scalars(query.order_by(JobRow.queued_at, JobRow.sequence)))
 
+    def places(self) -> dict[str, int]:
+        """Waiting jobs with their places in the queue, from 1."""
+        return {job.id: place for place, job in enumerate(self.in_status(("queued",)), start=1)}
+
     # --- events ---
 
     def add_event(
@@ -144,9 +145,11 @@ class JobStore:
                 session.add(row)
             row.metrics = metrics
 
-    def checkpoints(self, job_id: str, paging: Paging) -> Page[CheckpointRow]:
-        """Raises NotFound for an unknown job or checkpoint."""
-        query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+    def checkpoints(self, job_id: str, paging: Paging, steps: Sequence[int]) -> Page[CheckpointRow]:
+        """Those of ``steps``. Raises NotFound for an unknown job or checkpoint."""
+        query = select(CheckpointRow).where(
+            CheckpointRow.job_id == job_id, CheckpointRow.step.in_(steps)
+        )
         with self._database.reading() as session:
             _job(session, job_id)
             after = None
@@ -181,6 +184,16 @@ def _event(
         message=message,
         payload=payload,
     )
+
+
+def _check_data_file(session: Session, file_id: str, param: str) -> None:
+    purpose = session.scalar(select(FileRow.purpose).where(FileRow.id == file_id))
+    if purpose is None:
+        raise InvalidInput(
+            f"No file has the id {file_id!r}: upload it with POST /v1/files first.", param=param
+        )
+    if purpose != DATA:
+        raise InvalidInput(f"File {file_id} has purpose {purpose!r}, not {DATA!r}.", param=param)
 
 
 def _end_of_queue(session: Session) -> float:

@@ -5,8 +5,11 @@ What OpenAI's objects have no field for stands under ``loraloop``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from server.checkpoints import UNGATED
+from server.jobs.results import results_file_id
 from server.jobs.store import event_id
 from server.names import checkpoint_model_id, fine_tuned_model_id
 from server.tables import CheckpointRow, JobEventRow, JobRow
@@ -14,8 +17,10 @@ from server.tables import CheckpointRow, JobEventRow, JobRow
 ORGANISATION = "loraloop"
 
 
-def job_json(job: JobRow) -> dict[str, Any]:
-    """A ``fine_tuning.job``."""
+def job_json(job: JobRow, places: Mapping[str, int]) -> dict[str, Any]:
+    """A ``fine_tuning.job``; ``places`` are those of the queue."""
+    objective = "dpo" if job.settings.get("objective") == "dpo" else "supervised"
+    error = job.error or {}
     # A failed job has a version where only its gate failed: it answers when asked by its number.
     version = job.version if job.status in ("succeeded", "failed") else None
     model = version and fine_tuned_model_id(job.model, job.name, version)
@@ -23,17 +28,14 @@ def job_json(job: JobRow) -> dict[str, Any]:
         "id": job.id,
         "object": "fine_tuning.job",
         "created_at": int(job.created_at),
-        "error": job.error,
+        "error": job.error and {key: error.get(key) for key in ("code", "message", "param")},
         "fine_tuned_model": model if job.status == "succeeded" else None,
         "finished_at": _seconds(job.finished_at),
         "hyperparameters": job.hyperparameters,
-        "method": {
-            "type": "supervised",
-            "supervised": {"hyperparameters": job.hyperparameters},
-        },
-        "model": job.model,
+        "method": {"type": objective, objective: {"hyperparameters": job.hyperparameters}},
+        "model": job.settings.get("start_from", job.model),
         "organization_id": ORGANISATION,
-        "result_files": [],
+        "result_files": [results_file_id(job.id)] if version else [],
         "seed": job.seed,
         # OpenAI has no word for a job that its server left behind; it can be resumed all the same.
         "status": "paused" if job.status == "interrupted" else job.status,
@@ -45,6 +47,8 @@ def job_json(job: JobRow) -> dict[str, Any]:
         "metadata": job.user_metadata,
         "loraloop": {
             "status": job.status,
+            "queue_position": places.get(job.id),
+            "rows": error.get("rows", []),
             "name": job.name,
             "adapter": version and f"{job.name}@{version}",
             "settings": job.settings,
@@ -71,15 +75,16 @@ def event_json(event: JobEventRow) -> dict[str, Any]:
 
 
 def checkpoint_json(row: CheckpointRow, job: JobRow) -> dict[str, Any]:
-    """A ``fine_tuning.job.checkpoint``. Its model id cannot be asked yet; it names the step."""
+    """A ``fine_tuning.job.checkpoint``. Chat requests take its model id; no gate has seen it."""
     return {
         "id": row.id,
         "object": "fine_tuning.job.checkpoint",
         "created_at": int(row.created_at),
-        "fine_tuned_model_checkpoint": checkpoint_model_id(job.model, job.name, row.step),
+        "fine_tuned_model_checkpoint": checkpoint_model_id(job.model, job.name, job.id, row.step),
         "fine_tuning_job_id": job.id,
         "metrics": row.metrics,
         "step_number": row.step,
+        "loraloop": {"marks": [UNGATED]},
     }
 
 

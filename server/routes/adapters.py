@@ -23,11 +23,10 @@ from server.errors import ApiError
 from server.fields import StrictBody, Text, refuse
 from server.files import StoredFile
 from server.jobs.request import TrainAdapter, job_of_admin
-from server.jobs.view import job_json
 from server.names import check_adapter_name
 from server.places import AllowedPlaces
 from server.resolve import resolve_fixed
-from server.routes.fine_tuning import submit_job
+from server.routes.fine_tuning import shown, start_of, submit_job
 from server.routes.openapi import ERRORS, error
 from server.state import Server
 
@@ -171,8 +170,11 @@ def delete_alias(name: str, alias: str, server: ServerDep, caller: Admin) -> dic
 
 
 async def _start(server: Server, caller: Any, body: TrainAdapter, file_id: str) -> dict[str, Any]:
-    job = job_of_admin(body, file_id, server.base.id, server.engine.max_rank)
-    return job_json(await submit_job(server, caller, job))
+    start_from = None
+    if body.start_from is not None:
+        start_from = await start_of(body.start_from, server, "start_from")
+    job = job_of_admin(body, file_id, server.base.id, server.engine.max_rank, start_from)
+    return await shown(await submit_job(server, caller, job), server)
 
 
 def _store_data(server: Server, body: TrainAdapter) -> StoredFile:

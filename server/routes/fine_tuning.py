@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from artifacts.errors import NotFound
+from server.answers.streaming import PING_S
 from server.audit import who
 from server.auth import Caller
 from server.deps import Admin, ServerDep
@@ -17,6 +19,7 @@ from server.jobs.request import CreateJob, job_of
 from server.jobs.view import checkpoint_json, event_json, job_json
 from server.paging import Order, Paging, list_json
 from server.resolve import find_fixed
+from server.routes.event_stream import follow_events
 from server.routes.openapi import ERRORS, error
 from server.state import Server
 from server.tables import JobRow
@@ -34,9 +37,9 @@ _CONFLICT: dict[int | str, dict[str, Any]] = {
 @router.post("", summary="Start a fine-tuning job", responses={400: ERRORS[400]})
 async def create_job(body: CreateJob, server: ServerDep, caller: Admin) -> dict[str, Any]:
     """Queues the job. ``suffix`` is the adapter's name, ``loraloop`` takes training's own keys."""
-    await _check_model(body.model, server)
-    job = job_of(body, server.base.id, server.engine.max_rank)
-    return job_json(await submit_job(server, caller, job))
+    start_from = await start_of(body.model, server)
+    job = job_of(body, server.base.id, server.engine.max_rank, start_from)
+    return await shown(await submit_job(server, caller, job), server)
 
 
 async def submit_job(server: Server, caller: Caller, job: JobRow) -> JobRow:
@@ -62,26 +65,44 @@ def list_jobs(
         if name.startswith("metadata[") and name.endswith("]")
     }
     page = server.jobs.store.page(Paging(after, limit), wanted)
-    return list_json(page.map(job_json))
+    places = server.jobs.store.places()
+    return list_json(page.map(lambda job: job_json(job, places)))
 
 
 @router.get("/{job_id}", summary="Describe a job", responses=_NO_JOB)
 def retrieve_job(job_id: str, server: ServerDep, caller: Admin) -> dict[str, Any]:
-    return job_json(server.jobs.store.get(job_id))
+    return job_json(server.jobs.store.get(job_id), server.jobs.store.places())
 
 
 @router.get("/{job_id}/events", summary="A job's history", responses=_NO_JOB)
-def list_events(
+async def list_events(
     job_id: str,
+    request: Request,
     server: ServerDep,
     caller: Admin,
     after: str | None = None,
-    limit: Limit = 20,
-    order: Order = "desc",
-) -> dict[str, Any]:
-    """Newest first, unless ``order=asc``; then ``after`` follows a running job."""
-    page = server.jobs.store.events(job_id, Paging(after, limit, order))
-    return list_json(page.map(event_json))
+    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
+    order: Order | None = None,
+    stream: bool = False,
+) -> Any:
+    """Pages: newest first, unless ``order=asc``. With ``stream=true`` or ``Accept:
+    text/event-stream`` server-sent events, oldest first, each as it comes, until the job ends;
+    ``after`` continues a stream that broke off."""
+    store = server.jobs.store
+    if not stream and "text/event-stream" not in request.headers.get("accept", ""):
+        paging = Paging(after, 20 if limit is None else limit, order or "desc")
+        page = await asyncio.to_thread(store.events, job_id, paging)
+        return list_json(page.map(event_json))
+    for name, value in (("limit", limit), ("order", order)):
+        if value is not None:
+            message = f"{name} belongs to pages of events; leave it out of a stream."
+            raise ApiError(400, message, param=name, code="invalid_combination")
+    await asyncio.to_thread(store.events, job_id, Paging(after, 1, "asc"))  # or raises, as a page
+    return EventSourceResponse(
+        follow_events(server, job_id, after),
+        ping=PING_S,
+        ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+    )
 
 
 @router.get("/{job_id}/checkpoints", summary="A job's checkpoints", responses=_NO_JOB)
@@ -92,9 +113,10 @@ def list_checkpoints(
     after: str | None = None,
     limit: Limit = 10,
 ) -> dict[str, Any]:
-    """Newest first."""
+    """Those whose adapters are kept, newest first. Each answers chats under its own model id."""
     job = server.jobs.store.get(job_id)
-    page = server.jobs.store.checkpoints(job_id, Paging(after, limit))
+    steps = server.jobs.folder(job_id).kept_steps()
+    page = server.jobs.store.checkpoints(job_id, Paging(after, limit), steps)
     return list_json(page.map(lambda row: checkpoint_json(row, job)))
 
 
@@ -125,20 +147,19 @@ async def _change(
 ) -> dict[str, Any]:
     job = await change(job_id)
     await asyncio.to_thread(server.audit.record, who(caller), action, job_id)
-    return job_json(job)
+    return await shown(job, server)
 
 
-async def _check_model(model: str, server: Server) -> None:
-    """Jobs start from the base that this server runs."""
-    if model == server.base.id:
-        return
+async def shown(job: JobRow, server: Server) -> dict[str, Any]:
+    """A job as its client sees it."""
+    return job_json(job, await asyncio.to_thread(server.jobs.store.places))
+
+
+async def start_of(model: str, server: Server, param: str = "model") -> str | None:
+    """What a job on ``model`` starts from: a version, a checkpoint, or None for the base."""
     try:
         target = await find_fixed(model, server.base.id, server.catalog)
     except NotFound:
         message = f"The model {model!r} does not exist here; train on {server.base.id!r}."
-        raise ApiError(404, message, param="model", code="model_not_found") from None
-    message = (
-        f"{target.model_id} is an adapter: a job starts from the base. "
-        f"Send model {server.base.id!r} with all the data."
-    )
-    raise ApiError(400, message, param="model", code="unsupported_model")
+        raise ApiError(404, message, param=param, code="model_not_found") from None
+    return None if target.version is None else target.model_id

@@ -65,8 +65,8 @@ def translate(theirs: dict[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str
             settings |= settle(theirs)
         except Unsettled as problem:
             raise InvalidConfig(str(problem), param=problem.key) from problem
+    _leave_out(settings)
     settings |= ours
-    _leave_out_what_needs_lora(settings)
     return settings, _notes(settings, ours, idle)
 
 
@@ -78,9 +78,21 @@ def _entry(key: str) -> Entry:
     raise InvalidConfig(f"unknown LLaMA-Factory key {key!r}; {hint}", param=str(key))
 
 
-def _leave_out_what_needs_lora(settings: dict[str, Any]) -> None:
+def _leave_out(settings: dict[str, Any]) -> None:
+    """What theirs ignores: LoRA's keys where none is trained, or where an adapter decides them."""
+    if settings.get("method") in ("full", "freeze") or "start_from" in settings:
+        for key in ("rank", "alpha", "target_modules", "use_rslora", "initialisation"):
+            settings.pop(key, None)
     if settings.get("method") in ("full", "freeze"):
-        settings.pop("rank", None)
+        for key in ("dropout", "loraplus_ratio"):
+            settings.pop(key, None)
+    if settings.get("method") != "freeze":
+        settings.pop("trainable_layers", None)
+    if settings.get("quantization") != "nf4":
+        settings.pop("double_quantization", None)
+    if settings.get("objective") != "dpo":
+        for key in ("dpo_beta", "dpo_loss", "dpo_label_smoothing", "dpo_sft_weight"):
+            settings.pop(key, None)
 
 
 def _notes(

@@ -4,14 +4,16 @@ A line of the data file is a step: {"emit": event}, {"raw": text}, {"stderr": te
 {"wait": true} (until SIGTERM, then checkpoint and exit 3), {"ignore_sigterm": true},
 {"lose_storage": message} (a checkpoint, then exit 4), {"kill": signal}, {"exit": code},
 {"publish": true}, {"register": true} (publish without saying so), {"checkpoint": step},
-{"touch": path}, {"publishing": s} (says so and takes its time), {"take_memory": bytes},
-{"child_takes_memory": bytes}.
+{"keep": {"step": n, "folder": PEFT folder, "record": its checkpoint.json}},
+{"touch": path}, {"fail": event with {data} for its file} (and exit 1), {"publishing": s} (says so
+and takes its time), {"take_memory": bytes}, {"child_takes_memory": bytes}.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -100,6 +102,24 @@ def checkpoint(step: int, config: dict[str, Any]) -> None:
     emit({"event": "checkpoint", "step": step, "path": str(path)}, config)
 
 
+def fail(event: dict[str, Any], config: dict[str, Any]) -> int:
+    data = config["data"][0]
+    for row in event["rows"]:
+        row["file"] = row["file"].replace("{data}", data)
+    emit({**event, "message": event["message"].replace("{data}", data)}, config)
+    return 1
+
+
+def keep(argument: dict[str, Any], config: dict[str, Any]) -> None:
+    """A checkpoint whose adapter can be asked."""
+    kept = Path(config["output_dir"]) / "checkpoints" / f"step-{argument['step']}"
+    shutil.copytree(argument["folder"], kept)
+    settings = {"name": config["name"], "step": argument["step"]}
+    record = {**argument["record"], "settings": settings}
+    (kept / "checkpoint.json").write_text(json.dumps(record))
+    emit({"event": "checkpoint", "step": argument["step"]}, config)
+
+
 def register(_: bool, config: dict[str, Any]) -> str:
     """The registration itself happens in the test's process, which has the imports at hand."""
     work = Path(config["output_dir"])
@@ -153,6 +173,8 @@ STEPS: dict[str, Any] = {
     "kill": kill,
     "exit": leave,
     "checkpoint": checkpoint,
+    "keep": keep,
+    "fail": fail,
     "register": register_quietly,
     "publish": publish,
     "publishing": say_publishing,

@@ -46,7 +46,7 @@ async def test_the_job_fails_with_gate_and_names_the_version_that_can_be_asked(
         assert job.error["code"] == "gate"
         assert "held_out_loss is 2.5 (threshold 2)" in job.error["message"]
         assert "answers under this id only" in job.error["message"]
-        shown = job_json(job)
+        shown = job_json(job, {})
         assert shown["fine_tuned_model"] is None
         assert shown["loraloop"]["adapter"] == "shop@1"
         assert shown["loraloop"]["result"]["gates"] == [FAILED.model_dump()]

@@ -168,7 +168,7 @@ def test_train_from_examples_a_path_and_a_file(
         done = wait_for(api, answer.json()["id"], "succeeded")
         assert done.fine_tuned_model == f"ft:tiny-base:loraloop:shop:{number}"
     assert answer.json()["loraloop"]["settings"] == {"batch_size": 2}
-    assert len(list(api.files.list())) == 3
+    assert len(list(api.files.list(purpose="fine-tune"))) == 3
 
 
 UNTRAINABLE: list[dict[str, Any]] = [

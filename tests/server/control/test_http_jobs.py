@@ -82,22 +82,6 @@ def test_lists_page_and_filter(api: openai.OpenAI) -> None:
         assert api.fine_tuning.jobs.cancel(job_id).status == "cancelled"
 
 
-def test_pause_resume_and_checkpoints(api: openai.OpenAI) -> None:
-    job = api.fine_tuning.jobs.create(
-        model="tiny-base", training_file=upload(api, *ENDLESS), suffix="shop"
-    )
-    wait_for(api, job.id, "running")
-    paused: Any = api.fine_tuning.jobs.pause(job.id)
-    assert paused.status == "paused"
-    checkpoints = list(api.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
-    assert [checkpoint.step_number for checkpoint in checkpoints] == [7, 3]
-    name = checkpoints[0].fine_tuned_model_checkpoint
-    with pytest.raises(openai.NotFoundError):
-        api.chat.completions.create(model=name, messages=[{"role": "user", "content": "hi"}])
-    assert api.fine_tuning.jobs.resume(job.id).status == "queued"
-    assert api.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-
-
 def test_a_file_in_use_cannot_be_deleted(api: openai.OpenAI) -> None:
     file_id = upload(api, {"sleep": 60})
     job = api.fine_tuning.jobs.create(model="tiny-base", training_file=file_id)

@@ -43,7 +43,7 @@ async def test_a_job_ends_in_a_loaded_version(
         assert (job.version, job.error, job.pid, job.estimated_finish) == (1, None, None, None)
         version = registry.get("shop", 1)
         assert engine.known_adapters() == {version.content_hash}
-        model_id = job_json(job)["fine_tuned_model"]
+        model_id = job_json(job, {})["fine_tuned_model"]
         parsed = parse_fine_tuned_model_id(model_id)
         assert parsed is not None
         assert (parsed.base_id, parsed.name, parsed.version) == ("tiny-base", "shop", 1)
@@ -234,7 +234,7 @@ async def test_pause_keeps_checkpoints_and_resume_goes_on(
         paused = await control.jobs.pause(job.id)
         assert (paused.status, paused.pid, paused.finished_at) == ("paused", None, None)
         assert (home.jobs / job.id / "work" / "checkpoint-7").exists()
-        page = control.jobs.store.checkpoints(job.id, Paging())
+        page = control.jobs.store.checkpoints(job.id, Paging(), [3, 7])
         assert [row.step for row in page.items] == [7, 3]
         (home.jobs / job.id / "work" / "checkpoint-3" / "optimizer.pt").unlink()
         (home.jobs / job.id / "work" / "checkpoint-3").rmdir()

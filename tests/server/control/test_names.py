@@ -34,7 +34,7 @@ def test_round_trip(base_id: str, name: str, version: int) -> None:
         "ft:base:other:shop:1",
         "ft::loraloop:shop:1",
         "ft:base:loraloop:shop:1\n",
-        checkpoint_model_id("base", "shop", 40),
+        checkpoint_model_id("base", "shop", "ftjob-" + "a" * 24, 40),
     ],
 )
 def test_other_texts_are_refused(text: str) -> None:

@@ -19,6 +19,7 @@ from tests.server.control.scripts import (
     ENDLESS,
     GOOD,
     STARTED,
+    events,
     reach,
     submit,
     until_told,
@@ -32,6 +33,7 @@ async def test_a_server_stop_interrupts_and_the_next_one_resumes_on_request(
         job = await submit(control, *ENDLESS, {"publish": True})
         queued = await submit(control, *GOOD, name="other")
         pid = (await reach(control, job, "running")).pid
+        told = [event.message for event in events(control, job)]
         began = time.monotonic()
     assert time.monotonic() - began < 4  # did not wait for the grace time
     assert pid is not None
@@ -40,9 +42,12 @@ async def test_a_server_stop_interrupts_and_the_next_one_resumes_on_request(
         await reach(control, queued, "succeeded")  # was only waiting: goes on by itself
         row = control.jobs.store.get(job.id)
         assert row.status == "interrupted"
-        view = job_json(row)
+        view = job_json(row, {})
         assert (view["status"], view["loraloop"]["status"]) == ("paused", "interrupted")
         assert (home.jobs / job.id / "work" / "checkpoint-7").exists()
+        history = [event.message for event in events(control, job)]
+        assert history[: len(told)] == told
+        assert "The server stopped while the job ran." in history[-1]
 
 
 async def test_interrupted_jobs_resume_by_themselves_if_configured(
