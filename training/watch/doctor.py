@@ -113,7 +113,7 @@ def plateau(history: History) -> Diagnosis | None:
     windows = _windows(history.losses)
     first, (earlier, before, now) = windows[0], windows[-3:]
     is_flat = now > (1 - _FLAT) * min(earlier, before)
-    if not is_flat or now < 0.7 * first:
+    if not is_flat or now < 0.7 * first or _spread(history.losses[-WINDOW:]) >= _SWING:
         return None
     return Diagnosis(
         "plateau",
@@ -154,13 +154,16 @@ class Doctor:
 
     def __init__(self) -> None:
         self.history = History()
-        self._present: set[str] = set()
+        self._num_looks = 0
+        self._seen: dict[str, int] = {}  # symptom → the look at which it was last there
 
     def look(self) -> list[Diagnosis]:
-        """New findings since the last call."""
-        found = {d.symptom: d for rule in RULES if (d := rule(self.history)) is not None}
-        new = [diagnosis for symptom, diagnosis in found.items() if symptom not in self._present]
-        self._present = set(found)
+        """New findings: symptoms that were not there for a window's time."""
+        self._num_looks += 1
+        found = [d for rule in RULES if (d := rule(self.history)) is not None]
+        forgotten = self._num_looks - WINDOW
+        new = [d for d in found if self._seen.get(d.symptom, -math.inf) <= forgotten]
+        self._seen |= {d.symptom: self._num_looks for d in found}
         return new
 
 
