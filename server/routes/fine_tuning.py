@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from artifacts.errors import NotFound
@@ -32,6 +33,15 @@ _CONFLICT: dict[int | str, dict[str, Any]] = {
     **_NO_JOB,
     409: error("The job's state does not allow it."),
 }
+
+
+class EventsAsked(BaseModel):
+    """Which events of a job, and how."""
+
+    after: str | None = None
+    limit: int | None = Field(None, ge=1, le=1000)
+    order: Order | None = None
+    stream: bool = False
 
 
 @router.post("", summary="Start a fine-tuning job", responses={400: ERRORS[400]})
@@ -80,20 +90,17 @@ async def list_events(
     request: Request,
     server: ServerDep,
     caller: Admin,
-    after: str | None = None,
-    limit: Annotated[int | None, Query(ge=1, le=1000)] = None,
-    order: Order | None = None,
-    stream: bool = False,
+    asked: Annotated[EventsAsked, Query()],
 ) -> Any:
     """Pages: newest first, unless ``order=asc``. With ``stream=true`` or ``Accept:
     text/event-stream`` server-sent events, oldest first, each as it comes, until the job ends;
     ``after`` continues a stream that broke off."""
-    store = server.jobs.store
-    if not stream and "text/event-stream" not in request.headers.get("accept", ""):
-        paging = Paging(after, 20 if limit is None else limit, order or "desc")
+    store, after = server.jobs.store, asked.after
+    if not asked.stream and "text/event-stream" not in request.headers.get("accept", ""):
+        paging = Paging(after, 20 if asked.limit is None else asked.limit, asked.order or "desc")
         page = await asyncio.to_thread(store.events, job_id, paging)
         return list_json(page.map(event_json))
-    for name, value in (("limit", limit), ("order", order)):
+    for name, value in (("limit", asked.limit), ("order", asked.order)):
         if value is not None:
             message = f"{name} belongs to pages of events; leave it out of a stream."
             raise ApiError(400, message, param=name, code="invalid_combination")
