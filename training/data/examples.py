@@ -27,6 +27,7 @@ __all__ = [
     "Shape",
     "example_hash",
     "render_examples",
+    "row_identity",
 ]
 
 
@@ -188,6 +189,13 @@ def example_hash(example: Example) -> bytes:
     digest = hashlib.sha256(array("i", example.input_ids).tobytes())
     digest.update(array("i", example.labels).tobytes())
     return digest.digest()
+
+
+def row_identity(examples: Sequence[Example]) -> bytes:
+    """Identity of all examples of one row."""
+    if len(examples) == 1:
+        return example_hash(examples[0])
+    return hashlib.sha256(b"".join(map(example_hash, examples))).digest()
 
 
 def _hash64(text: str) -> int:
