@@ -62,6 +62,8 @@ def _method(config: TrainingConfig) -> Iterator[Problem]:
     if method in ("full", "freeze"):
         for key in _changed(config, (*_LORA_KEYS, *_PLAIN_LORA_KEYS, "quantization")):
             yield key, f"method={method} trains the base's own weights, not an adapter"
+        for key in _changed(config, ("gate", "suite")):
+            yield key, f"method={method} makes a whole model: `loraloop eval ./FOLDER` measures it"
     if method != "adalora":
         for key in _changed(config, _ADALORA_KEYS):
             yield key, f"belongs to method=adalora, this is {method}"
@@ -83,7 +85,7 @@ def _adalora(config: TrainingConfig) -> Iterator[Problem]:
     if initial is None and config.rank * 3 // 2 > MAX_RANK:
         yield "rank", f"adalora begins with 1.5 × rank, at most {MAX_RANK}"
     if config.adalora_warmup_ratio + config.adalora_final_ratio >= 1:
-        yield "adalora_final_ratio", "with adalora_warmup_ratio it leaves no step to share ranks out"
+        yield "adalora_final_ratio", "with adalora_warmup_ratio no step is left to share ranks out"
 
 
 def _initialisation(config: TrainingConfig) -> Iterator[Problem]:

@@ -83,6 +83,7 @@ class ProgressBar:
             "started": self._started,
             "progress": self._moved,
             "evaluated": self._evaluated,
+            "suite": self._suite,
             "diagnosis": self._diagnosed,
             "remedy": self._remedied,
             "used": self._used,
@@ -159,12 +160,17 @@ class ProgressBar:
             f"(forecast {_duration(event['forecast_seconds'])})"
         )
 
+    def _suite(self, event: Event) -> None:
+        self._progress.update(self._task, description=f"suite {event['suite']}: {event['subject']}")
+
     def _published(self, event: Event) -> None:
-        metrics = event["metrics"]
+        kind, metrics = "adapter" if "adapter" in event else "model", event["metrics"]
         self._console.print(
-            f"[bold]{event['adapter']}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
-            f"{metrics['base_perplexity']:.2f} → {metrics['adapter_perplexity']:.2f}"
+            f"[bold]{event[kind]}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
+            f"{metrics['base_perplexity']:.2f} → {metrics[f'{kind}_perplexity']:.2f}"
         )
+        if kind == "model":
+            self._console.print(f"a base of its own: {event['path']}", markup=False)
         for gate in event["failed_gates"]:
             self._console.print(f"gate failed: {gate}", markup=False)
 

@@ -39,14 +39,14 @@ def _mistyped(found: str, draw: random.Random) -> str:
     if found in LOOKS_LIKE:
         return draw.choice(LOOKS_LIKE[found])
     place = draw.randrange(1, len(found))  # the first letter is rarely the wrong one
-    letter, before = found[place], found[place - 1]
+    letter, after = found[place], found[place + 1 : place + 2]
     kind = draw.randrange(4)
     if kind == 0 and letter.lower() in _NEIGHBOURS:
         return found[:place] + draw.choice(_NEIGHBOURS[letter.lower()]) + found[place + 1 :]
     if kind == 1:
         return found[:place] + found[place + 1 :]
-    if kind == 2 and letter != before:
-        return found[: place - 1] + letter + before + found[place + 1 :]
+    if kind == 2 and after not in ("", letter):
+        return found[:place] + after + letter + found[place + 2 :]
     return found[:place] + letter + found[place:]
 
 
