@@ -6,7 +6,6 @@ A mistake in a path or a row is told within two seconds of the start, before the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from artifacts.base import Base, open_base
 from artifacts.chat import ChatRenderer
@@ -15,8 +14,10 @@ from artifacts.home import Home
 from artifacts.registry import Registry
 from training.combinations import check_device
 from training.config import TrainingConfig
-from training.data.load import DataOptions, TrainingData, load_data
+from training.data.load import TrainingData, load_data
 from training.errors import InvalidConfig
+from training.evaluate.questions import Preparation, PreparedSuite
+from training.evaluate.suite import load_suite
 from training.methods.start import StartAdapter, open_start, settled_by
 from training.methods.targets import check_against_base
 from training.plan import settle_max_length
@@ -32,6 +33,7 @@ class Inputs:
     base: Base
     start: StartAdapter | None
     data: TrainingData
+    suite: PreparedSuite | None  # asked at the end
 
 
 def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
@@ -48,13 +50,9 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     start = open_start(config, registry, base)
     config = settled_by(config, start)
     check_against_base(config, base)
-    options = DataOptions(
-        max_length=settle_max_length(config, base.context_length),
-        max_bad_rows=config.max_bad_rows,
-        fractions=config.split,
-        seed=config.seed,
-    )
-    data = load_data(
-        [Path(source.path) for source in config.data], ChatRenderer(base.tokenizer), options
-    )
-    return Inputs(config, home, registry, base, start, data)
+    max_length = settle_max_length(config, base.context_length)
+    data = load_data(config, ChatRenderer(base.tokenizer), max_length)
+    suite = None
+    if config.suite is not None:
+        suite = Preparation(base, config.seed).prepare(load_suite(config.suite))
+    return Inputs(config, home, registry, base, start, data, suite)

@@ -12,8 +12,9 @@ from artifacts.base import Base, open_base
 from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidData
 from tests.training.conftest import rows
+from training.config import parse_config
 from training.data.examples import IGNORED
-from training.data.load import DataOptions, TrainingData, load_data
+from training.data.load import TrainingData, load_data
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +22,15 @@ def base(tiny_base: Path) -> Base:
     return open_base(tiny_base)
 
 
-def load(folder: Path, base: Base, values: list[Any], **options: Any) -> TrainingData:
+def load(folder: Path, base: Base, values: list[Any], **keys: Any) -> TrainingData:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, values)), encoding="utf-8")
-    settings: dict[str, Any] = {
-        "max_length": 256,
-        "max_bad_rows": 0,
-        "fractions": (0.8, 0.1, 0.1),
-        "seed": 0,
-    }
-    renderer = ChatRenderer(base.tokenizer)
-    return load_data([path], renderer, DataOptions(**{**settings, **options}))
+    return load_files(base, [path], **keys)
+
+
+def load_files(base: Base, paths: list[Path], max_length: int = 256, **keys: Any) -> TrainingData:
+    config = parse_config({"name": "check", "data": [str(path) for path in paths], **keys})
+    return load_data(config, ChatRenderer(base.tokenizer), max_length)
 
 
 def test_the_loss_falls_on_replies_and_what_ends_them_only(tmp_path: Path, base: Base) -> None:
@@ -66,8 +65,7 @@ def test_duplicates_go_before_the_split_whatever_form_they_have(tmp_path: Path, 
         for r in rows(30)
     ]
     sharegpt.write_text(json.dumps([{"conversations": c} for c in same]), encoding="utf-8")
-    options = DataOptions(256, 0, (0.8, 0.1, 0.1), 0)
-    data = load_data([alpaca, sharegpt], ChatRenderer(base.tokenizer), options)
+    data = load_files(base, [alpaca, sharegpt])
     assert (data.counts["num_rows"], data.counts["num_duplicates"]) == (60, 30)
     assert len(data.split.train) == 24
 

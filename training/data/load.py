@@ -1,107 +1,243 @@
-"""The data half of ``load``: every file read, checked, rendered, deduplicated and split. No torch.
+"""The data half of ``load``: every file read, checked, cleaned, rendered, deduplicated and split.
 
-All files are read before anything is refused, so that one run shows all that is wrong.
+All files are read before anything is refused, so that one run shows all that is wrong; ``loraloop
+data check`` looks at the same examination. Duplicates go before the split: the same row in train
+and test would make the gate praise memory. No torch.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any
 
 from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidData
-from training.data.examples import Rendered, Shape, render_examples
-from training.data.records import Record
-from training.data.rows import BadRow
-from training.data.sources import SourceRows, read_source
-from training.data.split import Split, drop_duplicates, split_examples
+from training.config import TrainingConfig
+from training.data.compare import Comparison
+from training.data.examples import Shape
+from training.data.row_set import LoadedRow, RowSet, Wanted, read_set
+from training.data.split import Split, SplitRow, split_rows
+from training.doctor.cleaning import RULES
+from training.doctor.edits import Change, Treatment
+from training.doctor.report import NUM_LISTED, Report
 from training.keys.data import DataSource
-
-NUM_LISTED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class DataOptions:
-    """What the data half of a configuration decides; ``max_length`` is settled already."""
-
-    max_length: int
-    max_bad_rows: int
-    fractions: tuple[float, float, float]
-    seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """The split rows with everything that was counted on the way."""
+    """The split rows with everything that was found on the way."""
 
     split: Split
-    data_hash: str  # over the rendered distinct rows in order
-    sources: list[dict[str, str]]  # file and its SHA-256
-    counts: dict[str, int]  # rows, bad, too long, truncated, duplicates
+    data_hash: str  # over the rendered distinct rows of each part
+    sources: list[dict[str, str]]  # name and SHA-256 of all that was read
+    counts: dict[str, int]
+    report: Report
+    changes: list[Change]  # what cleaning and redaction changed
 
 
-def load_data(
-    sources: Sequence[DataSource | Path], renderer: ChatRenderer, options: DataOptions
-) -> TrainingData:
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """All that is known of the data, whether it can be trained or not."""
+
+    report: Report
+    data: RowSet
+    problem: InvalidData | None
+    training: TrainingData | None  # None if there is a problem
+
+
+def load_data(config: TrainingConfig, renderer: ChatRenderer, max_length: int) -> TrainingData:
     """Raises InvalidData listing the first 20 bad rows if there are more than ``max_bad_rows``."""
-    every = [
-        read_source(_as_source(source), options.seed, number)
-        for number, source in enumerate(sources)
-    ]
-    records, bad = _read(every)
-    num_rows = sum(source.num_rows for source in every)
-    rendered = render_examples(records, renderer, Shape(options.max_length))
-    _judge_bad_rows(bad + rendered.bad, num_rows, options.max_bad_rows)
-    _refuse_nothing_left(rendered, num_rows, options.max_length)
-    distinct, data_hash = drop_duplicates(rendered.examples)
-    return TrainingData(
-        split=split_examples(distinct, options.fractions, options.seed),
-        data_hash=data_hash,
-        sources=[{"file": source.name, "sha256": source.sha256} for source in every],
-        counts={
-            "num_rows": num_rows,
-            "num_bad": len(bad) + len(rendered.bad),
-            "num_too_long": rendered.num_too_long,
-            "num_truncated": rendered.num_truncated,
-            "num_duplicates": len(rendered.examples) - len(distinct),
-        },
+    examination = examine(config, renderer, max_length)
+    if examination.problem is not None:
+        raise examination.problem
+    assert examination.training is not None
+    return examination.training
+
+
+def examine(
+    config: TrainingConfig,
+    renderer: ChatRenderer,
+    max_length: int,
+    against: Sequence[DataSource] = (),
+) -> Examination:
+    """Reads everything that the configuration names, and compares it with ``against``, too."""
+    wanted = _wanted(config, max_length)
+    plain = replace(wanted, columns={}, label_column=None)
+    sets = {
+        name: read_set(sources, renderer, plain)
+        for name, sources in (
+            ("test_data", config.test_data),
+            ("validation_data", config.validation_data),
+        )
+        if sources
+    }
+    sets["data"] = data = read_set(config.data, renderer, wanted)
+    compared = Comparison(config, {name: each.rows for name, each in sets.items()})
+    overlap = compared.overlap_figures()
+    broken = [error for each in sets.values() for error in each.broken]
+    if against:
+        other = read_set(against, renderer, plain)
+        broken += other.broken
+        both = {"against": other.rows, "data": data.rows}
+        overlap |= Comparison(config, both).overlap_figures()
+    report = Report(
+        data=data.findings,
+        settings=config.model_dump(mode="json", include=_LOOKED_FOR) | {"max_length": max_length},
+        near_duplicates=compared.near_figures(),
+        overlap=overlap,
+        others={name: each.findings for name, each in sets.items() if name != "data"},
+    )
+    problem = _find_problem(list(sets.values()), broken, config.max_bad_rows, max_length)
+    if problem is None:
+        try:
+            training = _assemble(config, compared, report, list(sets.values()))
+            return Examination(training.report, data, None, training)
+        except InvalidData as error:
+            problem = error
+    return Examination(replace(report, problem=str(problem)), data, problem, None)
+
+
+_LOOKED_FOR = {
+    *("max_bad_rows", "clean", "redact_personal_data", "near_duplicates", "split", "seed"),
+    *("near_duplicate_threshold", "group_by", "stratify_by"),
+}
+
+
+def _wanted(config: TrainingConfig, max_length: int) -> Wanted:
+    rules = tuple(RULES) if config.clean is True else config.clean or ()
+    columns = {"group_by": config.group_by, "stratify_by": config.stratify_by}
+    shape = Shape(
+        max_length,
+        config.long_rows,
+        config.window_overlap,
+        counts_kinds=config.sampling == "inverse_frequency",
+        kind_column=config.sample_by,
+    )
+    return Wanted(
+        treatment=Treatment(rules, config.redact_personal_data),
+        shape=shape,
+        seed=config.seed,
+        columns={column: key for key, column in columns.items() if column is not None},
+        label_column=config.stratify_by,
     )
 
 
-def _as_source(source: DataSource | Path) -> DataSource:
-    return DataSource(path=str(source)) if isinstance(source, Path) else source
+# --- what cannot be trained ---
 
 
-def _read(sources: Sequence[SourceRows]) -> tuple[list[Record], list[BadRow]]:
-    records: list[Record] = []
-    bad: list[BadRow] = []
-    for source in sources:
-        for record in source:
-            if isinstance(record, BadRow):
-                bad.append(record)
-            else:
-                records.append(record)
-    return records, bad
+def _find_problem(
+    sets: Sequence[RowSet], broken: Sequence[InvalidData], max_bad_rows: int, max_length: int
+) -> InvalidData | None:
+    if broken:
+        rows = [row for error in broken for row in error.rows]
+        return InvalidData("\n".join(map(str, broken)), rows[:NUM_LISTED])
+    bad = [row for each in sets for row in each.bad]
+    num_rows = sum(each.findings.num_rows for each in sets)
+    if len(bad) > max_bad_rows:
+        listed = [f"  {row.file}:{row.line}: {row.reason}" for row in bad[:NUM_LISTED]]
+        if len(bad) > NUM_LISTED:
+            listed.append(f"  … and {len(bad) - NUM_LISTED} more")
+        head = f"{len(bad)} of {num_rows} rows cannot be used (max_bad_rows={max_bad_rows}):"
+        return InvalidData("\n".join([head, *listed]), list(bad[:NUM_LISTED]))
+    return next((p for each in sets if (p := _nothing_left(each, max_length)) is not None), None)
 
 
-def _judge_bad_rows(bad: list[BadRow], num_rows: int, max_bad_rows: int) -> None:
-    if len(bad) <= max_bad_rows:
-        return
-    listed = [f"  {row.file}:{row.line}: {row.reason}" for row in bad[:NUM_LISTED]]
-    if len(bad) > NUM_LISTED:
-        listed.append(f"  … and {len(bad) - NUM_LISTED} more")
-    head = f"{len(bad)} of {num_rows} rows cannot be used (max_bad_rows={max_bad_rows}):"
-    rows = [(row.file, row.line, row.reason) for row in bad[:NUM_LISTED]]
-    raise InvalidData("\n".join([head, *listed]), rows)
-
-
-def _refuse_nothing_left(rendered: Rendered, num_rows: int, max_length: int) -> None:
-    if rendered.examples:
-        return
-    if rendered.num_too_long:
-        raise InvalidData(
-            f"in all {rendered.num_too_long} usable rows the reply starts after max_length="
+def _nothing_left(rows: RowSet, max_length: int) -> InvalidData | None:
+    if rows.rows:
+        return None
+    found = rows.findings
+    if found.num_too_long:
+        return InvalidData(
+            f"in all {found.num_too_long} usable rows the reply starts after max_length="
             f"{max_length} tokens; raise max_length or shorten the prompts"
         )
-    raise InvalidData(f"none of {num_rows} rows can be used")
+    if found.num_undesirable:
+        return InvalidData(
+            f"all {found.num_undesirable} usable rows are labelled as undesirable replies, which "
+            "are left out; add rows with desirable ones"
+        )
+    return InvalidData(f"none of {found.num_rows} rows can be used")
+
+
+# --- parts ---
+
+
+def _assemble(
+    config: TrainingConfig, compared: Comparison, report: Report, sets: Sequence[RowSet]
+) -> TrainingData:
+    """Raises InvalidData if there are too few rows to split."""
+    rows = compared.kept("data")
+    if not rows:
+        raise InvalidData(
+            "every training row also stands in validation_data or test_data; give other rows"
+        )
+    parts = split_rows(
+        [
+            SplitRow(row.identity, _ties(row, config, compared), _stratum(row, config))
+            for row in rows
+        ],
+        _fractions(config),
+        config.seed,
+    )
+    chosen = {
+        "train": [rows[place] for place in parts.train],
+        "validation": [rows[place] for place in parts.validation],
+        "test": [rows[place] for place in parts.test],
+    }
+    for key, part in (("validation_data", "validation"), ("test_data", "test")):
+        if getattr(config, key):
+            chosen[part] = sorted(compared.kept(key), key=lambda row: row.identity)
+            if not chosen[part]:
+                raise InvalidData(f"every row of {key} also stands in test_data; give other rows")
+    found = report.data
+    counted = ("num_rows", "num_bad", "num_too_long", "num_truncated", "num_windowed")
+    totals = report.totals()
+    return TrainingData(
+        split=Split(**{
+            name: [example for row in part for example in row.examples]
+            for name, part in chosen.items()
+        }),
+        data_hash=_hash(chosen),
+        sources=[source for each in sets for source in each.sources],
+        counts={
+            **{name: getattr(found, name) for name in counted},
+            "num_undesirable": found.num_undesirable,
+            "num_duplicates": found.num_duplicates,
+            "num_near_duplicates": totals["num_near_duplicates"],
+            "num_overlapping": totals["num_overlapping"],
+        },
+        report=replace(report, parts={name: len(part) for name, part in chosen.items()}),
+        changes=sets[-1].changes,
+    )  # fmt: skip
+
+
+def _fractions(config: TrainingConfig) -> tuple[float, float, float]:
+    """A part that has rows of its own takes none of the others'."""
+    _, validation, test = config.split
+    validation = 0.0 if config.validation_data else validation
+    test = 0.0 if config.test_data else test
+    return 1.0 - validation - test, validation, test
+
+
+def _ties(row: LoadedRow, config: TrainingConfig, compared: Comparison) -> tuple[Any, ...]:
+    """What keeps the row in one part with others."""
+    ties: list[Any] = []
+    if config.group_by is not None:
+        ties.append(("value", repr(row.record.fields[config.group_by])))
+    if (cluster := compared.cluster(row)) is not None:
+        ties.append(("alike", cluster))
+    return tuple(ties)
+
+
+def _stratum(row: LoadedRow, config: TrainingConfig) -> str:
+    return "" if config.stratify_by is None else repr(row.record.fields[config.stratify_by])
+
+
+def _hash(parts: dict[str, list[LoadedRow]]) -> str:
+    digest = hashlib.sha256()
+    for name, rows in parts.items():
+        digest.update(f"{name} {len(rows)}\n".encode())
+        digest.update(b"".join(sorted(row.identity for row in rows)))
+    return digest.hexdigest()

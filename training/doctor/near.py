@@ -55,12 +55,13 @@ class Likeness:
         return sum(row is not None for row in self.original)
 
 
-def find_near_duplicates(rows: Sequence[RowText], threshold: float) -> Likeness:
+def find_near_duplicates(rows: Sequence[RowText], threshold: float, num_fixed: int = 0) -> Likeness:
     """Rows are alike if the Jaccard similarity of their 5-grams is at least ``threshold`` and that
     of their replies at least half of it: other questions about one passage are no duplicates.
 
     What more than half of all rows share is a template's and does not count. Of rows alike the
-    first stays; a row that goes is always like one that stays.
+    first stays; a row that goes is always like one that stays. The first ``num_fixed`` rows stay,
+    whatever they are like.
     """
     from datasketch import MinHashLSH
 
@@ -69,7 +70,7 @@ def find_near_duplicates(rows: Sequence[RowText], threshold: float) -> Likeness:
     replies = [shingles(row.reply) for row in rows]
     num_bands, band_size = _bands(threshold)
     index = MinHashLSH(num_perm=_NUM_PERMUTATIONS, params=(num_bands, band_size))
-    found = _Clusters(len(rows))
+    found = _Clusters(len(rows), num_fixed)
     for row, grams in enumerate(whole):
         sketch = _sketch(grams)
         alike = [
@@ -83,21 +84,11 @@ def find_near_duplicates(rows: Sequence[RowText], threshold: float) -> Likeness:
     return Likeness(found.original, [found.root(row) for row in range(len(rows))])
 
 
-def find_overlap(
-    rows: Sequence[RowText], others: Sequence[RowText], threshold: float
-) -> list[int | None]:
-    """For each of ``rows`` the first of ``others`` that it is like, by the same rule."""
-    likeness = find_near_duplicates([*others, *rows], threshold)
-    first: dict[int, int] = {}
-    for row in range(len(others)):
-        first.setdefault(likeness.cluster[row], row)
-    return [first.get(cluster) for cluster in likeness.cluster[len(others) :]]
-
-
 class _Clusters:
     """Who stays, and who belongs together (union-find)."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, num_fixed: int) -> None:
+        self._num_fixed = num_fixed
         self.original: list[int | None] = [None] * num_rows
         self._parent = list(range(num_rows))
         self._num_indexed = Counter[int]()
@@ -111,12 +102,15 @@ class _Clusters:
     def add(self, row: int, alike: Iterable[int]) -> bool:
         """Whether the row belongs into the index."""
         for other in alike:
-            if self.original[row] is None and self.original[other] is None:
+            if self._stays(row) and self._stays(other) and row >= self._num_fixed:
                 self.original[row] = other
             self._join(self.root(other), self.root(row))
         root = self.root(row)
         self._num_indexed[root] += 1
-        return self.original[row] is None or self._num_indexed[root] <= _MAX_INDEXED
+        return self._stays(row) or self._num_indexed[root] <= _MAX_INDEXED
+
+    def _stays(self, row: int) -> bool:
+        return self.original[row] is None
 
     def _join(self, one: int, other: int) -> None:
         if one != other:

@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 
 from training.doctor import near
-from training.doctor.near import RowText, find_near_duplicates, find_overlap, jaccard, shingles
+from training.doctor.near import RowText, find_near_duplicates, jaccard, shingles
 
 LATIN = [f"word{i}" for i in range(3000)]
 CHINESE = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
@@ -94,11 +94,14 @@ def test_numbers_in_a_pattern_make_other_rows() -> None:
     assert num_alike(rows) == 0
 
 
-def test_overlap_names_the_row_of_the_other_set() -> None:
+def test_fixed_rows_stay_and_take_the_others_with_them() -> None:
+    """Those of a test set: also where they are like each other."""
     draw = random.Random(0)
     held_out = [row("Say it", text(draw, LATIN, 100)) for _ in range(5)]
+    held_out.append(row("Say it!", held_out[0].reply))
     mine = [row("Say it", text(draw, LATIN, 100)), row("say it", held_out[3].reply.upper())]
-    assert find_overlap(mine, held_out, 0.9) == [None, 3]
+    likeness = find_near_duplicates([*held_out, *mine], 0.9, num_fixed=6)
+    assert likeness.original == [None] * 7 + [3]
 
 
 def same(_: random.Random) -> str:
