@@ -54,6 +54,11 @@ class Home:
         return self.root / "jobs"
 
     @property
+    def models(self) -> Path:
+        """Whole models of our own: ``models/<name>@<number>/``; made with the first."""
+        return self.root / "models"
+
+    @property
     def exports(self) -> Path:
         return self.root / "exports"
 

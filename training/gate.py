@@ -30,7 +30,7 @@ NUM_PROBE_ROWS = 4
 MAX_PROBE_TOKENS = 256
 
 # Largest difference of a probe logit, as a share of the base's largest.
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def probe_adapter(
     return Probe(
         effect=(adapted - base).abs().max().item() / scale,
         difference=(merged - adapted).abs().max().item() / scale,
-        tolerance=_TOLERANCE[next(model.get_base_model().parameters()).dtype],
+        tolerance=TOLERANCE[next(model.get_base_model().parameters()).dtype],
         logits_hash=hashlib.sha256(merged.cpu().numpy().tobytes()).hexdigest(),
     )
 

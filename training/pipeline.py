@@ -6,6 +6,7 @@ The heavy half: importing this takes seconds (torch, transformers' Trainer, PEFT
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +18,14 @@ from artifacts.adapter import LoraWeights, check_adapter, read_adapter
 from artifacts.architecture import linear_shapes
 from artifacts.errors import AdapterRejected
 from artifacts.manifest import GateResult, ManifestDraft
-from artifacts.registry import AdapterVersion
 from artifacts.scratch import scratch_folder
 from training.batches import num_batches
-from training.combinations import MAX_RANK
 from training.checkpoints import KeptCheckpoints
+from training.combinations import MAX_RANK
 from training.config import TrainingConfig
 from training.errors import GateFailed
+from training.evaluate.beside import SuiteBeside
+from training.evaluate.results import Results
 from training.evaluation import HeldOutLoss, held_out_loss
 from training.events import Reporter
 from training.gate import Probe, check_gate, probe_adapter, probe_logits
@@ -31,6 +33,7 @@ from training.inputs import Inputs
 from training.loop import MethodTrainer, Session, build_trainer, run_training
 from training.methods.method import choose_method
 from training.objectives.objective import choose_objective
+from training.outcome import Outcome
 from training.plan import identity, make_plan, max_batch_tokens, settle_max_length
 from training.run_folder import RunFolder
 from training.signals import StopRequest
@@ -38,6 +41,9 @@ from training.verdict import held_out_gates, suite_gates
 from training.watch.account import Account
 from training.watch.forecast import make_forecast
 from training.watch.plot import plot_losses
+from training.whole_model import ready_model
+
+SUITE_BATCH_SIZE = 64  # questions; nothing is learned from them, so they cost little memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class Evaluation:
     num_steps: int
     probe: Probe
     weights: LoraWeights
+    suite: Results | None
 
     @property
     def metrics(self) -> dict[str, float | str | None]:
@@ -71,7 +78,7 @@ class Evaluation:
 
 def run_pipeline(
     inputs: Inputs, folder: RunFolder, reporter: Reporter, stop: StopRequest
-) -> tuple[AdapterVersion, Evaluation]:
+) -> Outcome:
     """Raises GateFailed, Interrupted and what a configuration can get wrong about the base."""
     session = _open_session(inputs, folder, reporter, stop)
     account = Account()
@@ -79,16 +86,44 @@ def run_pipeline(
     start = None if inputs.start is None else _test_loss(trainer, session)
     _train(trainer, session, account)
     with scratch_folder(inputs.home.tmp, "train-") as scratch:
-        evaluation = _evaluate(trainer, inputs, session, scratch, start)
-        draft = _draft(inputs, session, evaluation)
+        publish = _ready(trainer, inputs, session, scratch, start)
+        settings = _settings(inputs, session)
         stop.ignore()
         stop.check()
         # Said before: a server that freezes its children must not freeze one that holds the
         # database's lock.
         session.reporter.emit({"event": "used", **account.usage})
         session.reporter.emit({"event": "publishing"})
-        published = inputs.registry.publish(inputs.config.name, scratch, draft)
-    return published, evaluation
+        return publish(settings)
+
+
+def _ready(
+    trainer: MethodTrainer,
+    inputs: Inputs,
+    session: Session,
+    scratch: Path,
+    start: HeldOutLoss | None,
+) -> Callable[[dict[str, Any]], Outcome]:
+    """Saves and judges; what comes back publishes with the settings it is given."""
+    if not session.method.makes_adapter:
+        return ready_model(trainer, inputs, session, scratch)
+    evaluation = _evaluate(trainer, inputs, session, scratch, start)
+    gates = _judge(session.config, evaluation)
+
+    def publish(settings: dict[str, Any]) -> Outcome:
+        draft = _draft(inputs, evaluation, gates, settings)
+        version = inputs.registry.publish(inputs.config.name, scratch, draft)
+        return Outcome(
+            kind="adapter",
+            id=version.id,
+            path=version.path,
+            content_hash=version.content_hash,
+            metrics=version.manifest.metrics,
+            gate=version.manifest.gate,
+            failed_gates=tuple(str(gate) for gate in version.manifest.failed_gates),
+        )
+
+    return publish
 
 
 def _train(trainer: MethodTrainer, session: Session, account: Account) -> None:
@@ -178,11 +213,14 @@ def _evaluate(
     test = trainer.split.test
     adapter = _test_loss(trainer, session)
     adapted = probe_logits(model, test)
+    suite = SuiteBeside(inputs.suite, inputs.base, SUITE_BATCH_SIZE, session.reporter)
+    suite.ask("adapter", model)
     session.method.save(model, scratch)
     weights = _read_back(inputs, scratch)
     session.method.restore_base(model)
     with model.disable_adapter():
         base = _test_loss(trainer, session)
+        suite.ask("base", model)
     return Evaluation(
         base=base,
         start=start,
@@ -191,6 +229,7 @@ def _evaluate(
         num_steps=trainer.state.global_step,
         probe=probe_adapter(model, adapted, weights, test),
         weights=weights,
+        suite=suite.results,
     )
 
 
@@ -205,7 +244,12 @@ def _read_back(inputs: Inputs, scratch: Path) -> LoraWeights:
     return weights
 
 
-def _draft(inputs: Inputs, session: Session, evaluation: Evaluation) -> ManifestDraft:
+def _draft(
+    inputs: Inputs,
+    evaluation: Evaluation,
+    gates: tuple[GateResult, ...],
+    settings: dict[str, Any],
+) -> ManifestDraft:
     weights, base = evaluation.weights, inputs.base
     return ManifestDraft(
         content_hash=weights.content_hash,
@@ -219,9 +263,10 @@ def _draft(inputs: Inputs, session: Session, evaluation: Evaluation) -> Manifest
         target_modules=weights.target_modules,
         num_parameters=weights.num_parameters,
         num_bytes=weights.num_bytes,
-        settings=_settings(inputs, session),
+        settings=settings,
         metrics=evaluation.metrics,
-        gates=_judge(session.config, evaluation),
+        gates=gates,
+        evaluation={} if evaluation.suite is None else evaluation.suite.summary(),
     )
 
 
@@ -230,12 +275,13 @@ def _judge(config: TrainingConfig, evaluation: Evaluation) -> tuple[GateResult, 
     passed = check_gate(evaluation.adapter, evaluation.probe)
     losses = evaluation.base.loss, evaluation.adapter.loss
     gates = [*passed, *held_out_gates(config.gate, *losses, config.objective)]
-    return tuple(gates + (suite_gates(None) if config.gate == "strict" else []))
+    return tuple(gates + (suite_gates(evaluation.suite) if config.gate == "strict" else []))
 
 
 def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
     """Everything needed to make this version again, but no path of this machine."""
-    asked = session.config.model_dump(mode="json", exclude={"home", "output_dir", "resume", "base"})
+    local = {"home", "output_dir", "resume", "base", "suite"}
+    asked = session.config.model_dump(mode="json", exclude=local)
     return {
         **asked,
         **asdict(session.plan),

@@ -17,9 +17,11 @@ _EVALUATIONS_PER_RUN = 8
 _LINES_PER_RUN = 100
 
 # Settings that say where and how to work, not what comes out of it.
-_INCIDENTAL = {"data", "base", "start_from", "home", "output_dir", "description", "resume", "num_threads",
-               "logging_steps", "save_steps", "max_bad_rows", "kept_checkpoints",
-               "copy_to_output_dir"}  # fmt: skip
+_INCIDENTAL = {
+    "data", "base", "start_from", "home", "output_dir", "description", "license", "limits",
+    "resume", "num_threads", "gradient_checkpointing", "logging_steps", "save_steps", "trackers",
+    "auto_remedy", "max_bad_rows", "kept_checkpoints", "copy_to_output_dir", "gate", "suite",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def make_plan(config: TrainingConfig, base_config: Any, num_batches: int, device
 
 
 def _rate_share(config: TrainingConfig) -> float:
-    """Of LoRA's learning rate: what moves all weights, or only away from a reference, needs less."""
+    """Of LoRA's rate: what moves all weights, or only away from a reference, needs less."""
     share = 0.1 if config.method in ("full", "freeze") else 1.0
     return share * (0.05 if config.objective == "dpo" else 1.0)
 
@@ -106,4 +108,6 @@ def _settle_dtype(config: TrainingConfig, device: str) -> Literal["float32", "bf
 def identity(config: TrainingConfig, plan: Plan, hashes: dict[str, str | None]) -> dict[str, Any]:
     """What decides the outcome of a run; ``hashes`` stand for base, template and data."""
     asked = config.model_dump(mode="json", exclude=_INCIDENTAL)
+    if not config.packing:  # then a step sees the same rows, however they are cut into batches
+        asked["rows_per_step"] = asked.pop("batch_size") * asked.pop("gradient_accumulation")
     return {**asked, **asdict(plan), **hashes, "logging_steps": None}

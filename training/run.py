@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from artifacts.catalog import AdapterVersion
 from artifacts.errors import InvalidData
 from artifacts.home import Home
 from training.config import TrainingConfig, parse_config, read_settings
 from training.errors import Interrupted, failure_code, storage_problem
 from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
 from training.inputs import load_inputs
+from training.outcome import Outcome
+from training.remedy import with_remedies
 from training.run_folder import RunFolder
 from training.signals import StopRequest
 
@@ -38,6 +39,7 @@ def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"
     # Before torch is loaded: OpenMP threads that wait must sleep. Spinning ones took the cores from
     # everybody, the run included: 410 s instead of 28 s beside one busy process on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's greetings on stderr
     stop = StopRequest()
     reporter = _reporter(progress, stop)
     try:
@@ -62,7 +64,7 @@ def _run_and_tell(
         settings, notes = read_settings(config, list(overrides))
         if notes:
             reporter.emit({"event": "noted", "notes": notes})
-        version = train_adapter(parse_config(settings), reporter, stop)
+        outcome = train_adapter(parse_config(settings), reporter, stop)
     except Interrupted as interruption:
         stop.ignore()
         reporter.emit({"event": "interrupted", "step": interruption.step})
@@ -72,10 +74,10 @@ def _run_and_tell(
         with contextlib.suppress(OSError):  # a full disk takes no last words either
             _tell_failure(problem or error, reporter)
         return EXIT_FAILED if problem is None else EXIT_STORAGE
-    return EXIT_OK if version.is_fit else EXIT_UNFIT
+    return EXIT_OK if outcome.is_fit else EXIT_UNFIT
 
 
-def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest) -> AdapterVersion:
+def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest) -> Outcome:
     """load, train, evaluate, gate, publish; emits every event but those of a failure."""
     began = time.monotonic()
     home = Home.open(config.home)
@@ -85,23 +87,25 @@ def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest)
             inputs = load_inputs(config, home)
             from training.pipeline import run_pipeline  # torch, Trainer, PEFT: seconds
 
-            version, evaluation = run_pipeline(inputs, folder, reporter, stop)
+            outcome = with_remedies(
+                lambda asked: run_pipeline(asked, folder, reporter, stop), inputs, reporter
+            )
         except Interrupted as interruption:
             raise Interrupted(folder.last_step()) from interruption
         folder.discard_checkpoints()
         if config.copy_to_output_dir:
-            folder.take_copy(version.path)
-    metrics = {key: evaluation.metrics[key] for key in _PUBLISHED_METRICS}
+            folder.take_copy(outcome.path)
     reporter.emit({
         "event": "published",
-        "adapter": version.id,
-        "content_hash": version.content_hash,
-        "metrics": metrics,
-        "gate": version.manifest.gate,
-        "failed_gates": [str(gate) for gate in version.manifest.failed_gates],
+        outcome.kind: outcome.id,
+        **({"path": str(outcome.path)} if outcome.kind == "model" else {}),
+        "content_hash": outcome.content_hash,
+        "metrics": {k: v for k, v in outcome.metrics.items() if k in _PUBLISHED_METRICS},
+        "gate": outcome.gate,
+        "failed_gates": list(outcome.failed_gates),
         "duration_s": round(time.monotonic() - began, 2),
     })  # fmt: skip
-    return version
+    return outcome
 
 
 def _tell_failure(error: Exception, reporter: Reporter) -> None:
@@ -124,4 +128,5 @@ def _tell_failure(error: Exception, reporter: Reporter) -> None:
     })  # fmt: skip
 
 
-_PUBLISHED_METRICS = ("base_loss", "adapter_loss", "base_perplexity", "adapter_perplexity")
+_PUBLISHED_METRICS = ("base_loss", "start_loss", "adapter_loss", "model_loss",
+                      "base_perplexity", "adapter_perplexity", "model_perplexity")  # fmt: skip

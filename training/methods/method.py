@@ -51,7 +51,10 @@ def choose_method(
     """The method that ``config`` asks for."""
     from training.methods.adalora import AdaLora
     from training.methods.lora import Lora
+    from training.methods.whole import WholeModel
 
+    if config.method in ("full", "freeze"):
+        return WholeModel(config, base, plan)
     if config.method == "adalora":
         return AdaLora(config, base, plan)
     return Lora(config, base, plan, start)
