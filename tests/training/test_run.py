@@ -116,7 +116,7 @@ def test_it_says_that_it_publishes_before_it_touches_the_registry(
 def test_what_stays_of_a_run_is_its_version_and_its_logs(settings: dict[str, Any]) -> None:
     train(settings)
     run = Path(settings["output_dir"])
-    assert sorted(path.name for path in run.iterdir()) == ["lock", "logs"]
+    assert sorted(path.name for path in run.iterdir()) == ["lock", "logs", "loss.png"]
     assert list((run / "logs").iterdir())
     assert not list(Home.open(settings["home"]).tmp.iterdir())
     train(settings)  # the folder is free for the next run

@@ -1,10 +1,9 @@
 """What a run will take, told before its first step: parameters, memory, time.
 
-Weights, gradients and optimizer states are counted. Activations are measured on a few rows, as the
-bytes that autograd keeps per token, and scaled to the largest batch of the first epoch; so every
-method, dtype and checkpointing choice is right without a formula of its own. What the process has
-taken by then is measured too: libraries' scratch memory is more than a small base. Time is the
-speed of those rows, forwards and backwards.
+Gradients and optimizer states are counted. A step's tensors are measured on a few rows, forwards
+and backwards, at their most, and scaled to the largest batch of the first epoch: so every method,
+dtype and checkpointing choice is right without a formula of its own. What the base and the
+libraries take is measured too. Time is the speed of those rows.
 """
 
 from __future__ import annotations
@@ -17,27 +16,26 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from training.batches import ShuffledBatches
-from training.watch.memory import MemoryMark
+from training.watch.memory import MemoryMark, peak_of
 
 _PROBE_TOKENS = 256
 _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 4, "sgd": 0}
 _FORWARD_SHARE = 1 / 3  # of a training step; an evaluation takes no more
-_GAPS = 0.25  # of the activations: what an allocator holds between batches of different sizes
+_GAPS = 0.1  # what an allocator holds between tensors, as a share of them
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Bytes and seconds; ``activation_bytes`` are those of the largest batch."""
+    """Bytes and seconds; ``activation_bytes`` belong to the largest batch."""
 
     trainable_parameters: int
     total_parameters: int
     weights_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
-    activation_bytes: int
+    activation_bytes: int  # and a step's passing tensors
     peak_bytes: int  # above what the process takes before the base is loaded
     seconds: float
 
@@ -51,8 +49,8 @@ class Forecast:
         }
 
 
-def make_forecast(trainer: Any, step: int, mark: MemoryMark) -> Forecast:
-    """``trainer`` is a ``training.loop.MethodTrainer`` that is about to go on from ``step``.
+def make_forecast(trainer: Any, first_step: int, mark: MemoryMark) -> Forecast:
+    """``trainer`` is a ``training.loop.MethodTrainer`` that is about to go on from ``first_step``.
 
     ``mark`` was taken before the base was loaded. Leaves weights, gradients and random state as
     they were.
@@ -61,22 +59,22 @@ def make_forecast(trainer: Any, step: int, mark: MemoryMark) -> Forecast:
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
     tokens = _Tokens(trainer)
-    probe = _probe(trainer)
-    steps_left = trainer.args.max_steps - step
+    rise = mark.rise()  # the base, as it lies in memory
+    probe = _probe(trainer, mark)
+    steps_left = trainer.args.max_steps - first_step
     evaluations = steps_left / trainer.args.eval_steps if trainer.args.eval_steps else 0
     work = steps_left * tokens.per_step + evaluations * tokens.validation * _FORWARD_SHARE
-    activations = round(probe.bytes_per_token * tokens.largest_batch)
+    step = (probe.peak_bytes - gradients) / probe.num_tokens * tokens.largest_batch
     optimizer = sum(p.numel() for p in trained) * _STATE_BYTES[trainer.config.optimizer]
-    more = max(0, (1 + _GAPS) * activations - probe.bytes_per_token * probe.num_tokens)
     return Forecast(
         trainable_parameters=sum(p.numel() for p in trained),
         total_parameters=sum(p.numel() for p in model.parameters()),
         weights_bytes=sum(t.nbytes for t in [*model.parameters(), *model.buffers()]),
         gradient_bytes=gradients,
         optimizer_bytes=optimizer,
-        activation_bytes=activations,
-        peak_bytes=round(mark.rise() + optimizer + more),
-        seconds=work * probe.seconds_per_token,
+        activation_bytes=round(step),
+        peak_bytes=round(rise + probe.scratch_bytes + gradients + optimizer + (1 + _GAPS) * step),
+        seconds=work * probe.seconds / probe.num_tokens,
     )
 
 
@@ -99,50 +97,35 @@ class _Tokens:
         self.validation = sum(len(row.input_ids) for row in trainer.split.validation)
 
 
-class _SavedBytes:
-    """Counts what autograd keeps for the backward pass, each storage once and no weights."""
-
-    def __init__(self, model: Any) -> None:
-        self._known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.total = 0
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._known:
-            self._known.add(storage.data_ptr())
-            self.total += storage.nbytes()
-        return tensor
-
-
 class _Probe(NamedTuple):
     """A few rows, forwards and backwards."""
 
     num_tokens: int
-    bytes_per_token: float  # kept for the backward pass
-    seconds_per_token: float
+    peak_bytes: int  # of all tensors that were made on the way, at their most
+    scratch_bytes: int  # what libraries took for themselves at their first use
+    seconds: float
 
 
-def _probe(trainer: Any) -> _Probe:
-    few = _few(trainer.split.train)
-    batch = trainer.objective.collate(few)
+def _probe(trainer: Any, mark: MemoryMark) -> _Probe:
+    batch = trainer.objective.collate(_few(trainer.split.train))
     batch = {key: tensor.to(trainer.args.device) for key, tensor in batch.items()}
-    num_tokens = batch["input_ids"].numel()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    trainer.model.train()
+    before = mark.rise()
     with torch.random.fork_rng(devices):
-        seconds = []
-        for _ in range(2):  # the first one warms up
-            saved = _SavedBytes(trainer.model)
-            began = time.perf_counter()
-            with (
-                saved_tensors_hooks(saved.pack, lambda tensor: tensor),
-                trainer.accelerator.autocast(),
-            ):
-                loss = trainer.objective.summed_loss(trainer.model, batch)
-            loss.backward()
-            seconds.append(time.perf_counter() - began)
-            trainer.model.zero_grad(set_to_none=True)
-    return _Probe(num_tokens, saved.total / num_tokens, min(seconds) / num_tokens)
+        peak = peak_of(lambda: _step(trainer, batch))  # it warms up too
+        scratch = max(0, mark.rise() - before - peak)
+        began = time.perf_counter()
+        _step(trainer, batch)
+        seconds = time.perf_counter() - began
+    return _Probe(batch["input_ids"].numel(), peak, scratch, seconds)
+
+
+def _step(trainer: Any, batch: dict[str, Tensor]) -> None:
+    trainer.model.train()
+    with trainer.accelerator.autocast():
+        loss = trainer.objective.summed_loss(trainer.model, batch)
+    loss.backward()
+    trainer.model.zero_grad(set_to_none=True)
 
 
 def _few(rows: Sequence[Any]) -> list[Any]:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 
 class MemoryMark:
@@ -35,6 +40,27 @@ class MemoryMark:
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
         return max(0, _high_water() - self._baseline)
+
+
+def peak_of(work: Callable[[], None]) -> int:
+    """The most bytes that tensors made by ``work`` took at once, by torch's own record."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    taken = sorted(_allocations(record.profiler.kineto_results.experimental_event_tree()))
+    return max(accumulate(size for _, size in taken), default=0)
+
+
+def _allocations(events: list[Any]) -> Iterator[tuple[int, int]]:
+    """(nanosecond, bytes) of every allocation; bytes are negative where memory is given back."""
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.alloc_size
+        yield from _allocations(event.children)
 
 
 def _high_water() -> int:
