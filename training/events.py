@@ -15,6 +15,8 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training.doctor.words import summary_lines
+
 Event = dict[str, Any]
 
 
@@ -79,6 +81,7 @@ class ProgressBar:
     def emit(self, event: Event) -> None:
         say: dict[str, Callable[[Event], None]] = {
             "noted": self._noted,
+            "data_checked": self._data_checked,
             "forecast": self._forecast,
             "started": self._started,
             "progress": self._moved,
@@ -103,6 +106,10 @@ class ProgressBar:
         for note in event["notes"]:
             self._console.print(f"note: {note}", markup=False)
 
+    def _data_checked(self, event: Event) -> None:
+        for line in summary_lines(event):
+            self._console.print(line, markup=False)
+
     def _forecast(self, event: Event) -> None:
         self._console.print(
             f"forecast: {event['trainable_parameters']:,} trainable parameters "
@@ -122,11 +129,6 @@ class ProgressBar:
             f"{event['num_train']} train, {event['num_validation']} validation, "
             f"{event['num_test']} test rows"
         )
-        dropped = {key: n for key in ("bad", "too_long", "truncated", "duplicates")
-                   if (n := event.get(f"num_{key}"))}  # fmt: skip
-        if dropped:
-            listed = ", ".join(f"{n} {key.replace('_', ' ')}" for key, n in dropped.items())
-            self._console.print(f"of {event['num_rows']} rows: {listed}")
         self._progress.update(self._task, description="training", total=event["total_steps"])
 
     def _moved(self, event: Event) -> None:

@@ -280,13 +280,14 @@ def _judge(config: TrainingConfig, evaluation: Evaluation) -> tuple[GateResult, 
 
 def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
     """Everything needed to make this version again, but no path of this machine."""
-    local = {"home", "output_dir", "resume", "base", "suite"}
+    local = {"home", "output_dir", "resume", "base", "suite", "validation_data", "test_data"}
     asked = session.config.model_dump(mode="json", exclude=local)
     return {
         **asked,
         **asdict(session.plan),
         "start_from": None if inputs.start is None else inputs.start.id,
         "data": inputs.data.sources,
+        "data_report": inputs.data.report.totals(),
         **inputs.data.counts,
         "num_threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},

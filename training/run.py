@@ -19,6 +19,7 @@ from typing import Literal
 from artifacts.errors import InvalidData
 from artifacts.home import Home
 from training.config import TrainingConfig, parse_config, read_settings
+from training.doctor.keep import keep_report
 from training.errors import Interrupted, failure_code, storage_problem
 from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
 from training.inputs import load_inputs
@@ -85,6 +86,8 @@ def train_adapter(config: TrainingConfig, reporter: Reporter, stop: StopRequest)
     with folder.locked():
         try:
             inputs = load_inputs(config, home)
+            keep_report(inputs.data.report, inputs.data.changes, folder.path)
+            reporter.emit({"event": "data_checked", **inputs.data.report.totals()})
             from training.pipeline import run_pipeline  # torch, Trainer, PEFT: seconds
 
             outcome = with_remedies(
