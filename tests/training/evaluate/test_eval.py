@@ -1,0 +1,287 @@
+"""``loraloop eval`` on a tiny base: against references, twice the same bytes, and its mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from typer.testing import CliRunner
+
+from artifacts.base import load_transformers_model, open_base
+from artifacts.chat import ChatRenderer
+from artifacts.errors import InvalidData, LoraloopError, NotFound
+from loraloop import app
+from tests.training.evaluate.conftest import World, write_suite
+from training.errors import InvalidConfig
+from training.evaluate.ask import ask
+from training.evaluate.questions import Preparation
+from training.evaluate.run import EvalOptions, evaluate
+from training.evaluate.suite import load_suite
+from training.evaluation import held_out_loss
+
+
+def run(world: World, tmp_path: Path, **options: Any) -> dict[str, Any]:
+    """The results of the suite of ``write_suite``, or of ``options['suite']``."""
+    suite = options.pop("suite", None) or write_suite(tmp_path, world.data)
+    chosen = {"adapter": "colours@1", "output": tmp_path / "out"} | options
+    asked = EvalOptions(suite=suite, base=str(world.base), home=world.home, **chosen)
+    folder = evaluate(asked, Console(file=io.StringIO()))
+    found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_twice_the_same_command_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
+    for output in ("one", "two"):
+        run(world, tmp_path, output=tmp_path / output, seed=3)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == [
+        "answers.jsonl",
+        "differences.png",
+        "report.md",
+        "results.json",
+        "robustness-say.png",
+        "tasks.png",
+    ]
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    run(world, tmp_path, output=tmp_path / "other", seed=4)
+    other = (tmp_path / "other" / "results.json").read_bytes()
+    assert other != (tmp_path / "one" / "results.json").read_bytes()
+
+
+def test_the_command_finds_what_training_found(world: World, tmp_path: Path) -> None:
+    """The registered file, read by PEFT, gives the figures of the model that was trained."""
+    found = run(world, tmp_path)
+    (version,) = world.registry.list()
+    kept = version.manifest.evaluation
+    assert found["suite_hash"] == kept["suite_hash"]
+    for ours, theirs in zip(found["tasks"], kept["tasks"], strict=True):
+        for who in ("base", "adapter"):
+            assert ours["figures"][who] == pytest.approx(theirs["figures"][who], rel=1e-4)
+    assert found["subjects"]["adapter"] == {"id": "colours@1", "hash": version.content_hash}
+    strict = {gate["name"]: gate["passed"] for gate in found["strict_gates"]}
+    assert strict["task_metric:say"] is True
+    assert strict["bleu4:chat"] is False
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| accuracy | 0.0000 | 1.0000 | +1.0000 [+1.0000, +1.0000] |" in report
+    assert "| bleu4:chat | **failed** |" in report
+    lines = (tmp_path / "out" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    first = json.loads(lines[0])
+    assert first["adapter"] == first["reference"] == first["question"].split()[0]
+
+
+def test_answers_and_losses_are_transformers_own(world: World, tmp_path: Path) -> None:
+    """Left-padded batches of unlike lengths answer as each prompt does alone."""
+    rows = [{"instruction": "x" * n, "output": f"reply {n} 好"} for n in (1, 40, 7, 90, 23)]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    tasks: list[dict[str, Any]] = [
+        {"name": "g", "kind": "generation", "data": str(data), "max_new_tokens": 9},
+        {"name": "p", "kind": "perplexity", "data": str(data)},
+    ]
+    base = open_base(world.base)
+    suite = load_suite(write_suite(tmp_path, data, tasks=tasks))
+    prepared = Preparation(base, 0).prepare(suite)
+    model = load_transformers_model(base)
+    answers = ask(model, base, prepared, 3)
+    renderer = ChatRenderer(base.tokenizer)
+    for row, said in zip(rows, answers.texts["g"]["clean"], strict=True):
+        ids = renderer.render_prompt([{"role": "user", "content": row["instruction"]}])
+        out = model.generate(
+            torch.tensor([ids]), max_new_tokens=9, do_sample=False, pad_token_id=257
+        )
+        assert said == base.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+    task = prepared.tasks[1]
+    assert sum(answers.losses["p"]) / sum(e.num_targets for e in task.examples) == pytest.approx(
+        held_out_loss(model, task.examples, 2).loss
+    )
+    alone = [held_out_loss(model, [e], 1) for e in task.examples]
+    assert answers.losses["p"] == pytest.approx([e.loss * e.num_tokens for e in alone], rel=1e-5)
+
+
+def test_another_version_or_folder_can_be_compared_with(world: World, tmp_path: Path) -> None:
+    (version,) = world.registry.list()
+    copy = shutil.copytree(version.path, tmp_path / "copy")
+    found = run(world, tmp_path, adapter=f"{copy}/", against="colours@1", limit=3)
+    say = found["tasks"][0]
+    assert say["num_rows"] == 3
+    assert say["figures"]["adapter"] == say["figures"]["against"]
+    by_other = {(d["to"], d["metric"]): d for d in say["differences"]}
+    assert by_other["against", "accuracy"]["high"] == 0
+    assert by_other["base", "accuracy"]["low"] == 1
+
+
+def test_the_base_and_a_whole_model_can_be_asked(world: World, tmp_path: Path) -> None:
+    alone = run(world, tmp_path, adapter="base", limit=2)
+    assert list(alone["subjects"]) == ["base"]
+    assert alone["strict_gates"] == []
+    assert alone["forgetting"] is None
+    whole = shutil.copytree(world.base, tmp_path / "whole")
+    found = run(world, tmp_path, adapter=str(whole), limit=2)
+    say = found["tasks"][0]
+    assert say["figures"]["adapter"] == say["figures"]["base"]  # the same weights
+    assert found["forgetting"] == 0
+
+
+def test_a_system_prompt_lists_the_labels_and_long_rows_are_counted(
+    world: World, tmp_path: Path
+) -> None:
+    rows = [{"instruction": q, "output": "red"} for q in ("short", "l" * 250, "fine")]
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    task = {
+        "name": "t",
+        "kind": "classification",
+        "data": str(data),
+        "labels": ["red", "dark blue"],
+        "system": "One of: {labels}.",
+        "max_new_tokens": 4,
+    }
+    base = open_base(world.base)
+    suite = load_suite(write_suite(tmp_path, data, tasks=[task], general=None))
+    (prepared,) = Preparation(base, 0).prepare(suite).tasks
+    assert (prepared.num_rows, prepared.num_left_out) == (2, 1)
+    assert "One of: red, dark blue." in base.tokenizer.decode(prepared.prompts["clean"][0])
+
+
+def test_a_sample_is_of_the_seed(world: World, tmp_path: Path) -> None:
+    base = open_base(world.base)
+    suite = load_suite(write_suite(tmp_path, world.data))
+    drawn = [Preparation(base, seed).prepare(suite).tasks[0].questions for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+BAD_SUITES: list[tuple[dict[str, Any], str]] = [
+    ({"tasks": [], "general": None}, "neither tasks nor a general set"),
+    ({"taks": []}, "taks: Extra inputs"),
+    ({"tasks": [{"name": "a b", "kind": "perplexity", "data": "x"}]}, r"tasks.0.name='a b'"),
+    ({"tasks": [{"name": "a", "kind": "guess", "data": "x"}]}, "kind='guess'"),
+    ({"tasks": [{"name": "a", "kind": "perplexity"}]}, "tasks.0.data: Field required"),
+    (
+        {"tasks": [{"name": "a", "kind": "perplexity", "data": "x", "max_new_tokens": 4}]},
+        "max_new_tokens is for tasks that generate",
+    ),
+    (
+        {"tasks": [{"name": "a", "kind": "generation", "data": "x", "labels": ["a", "b"]}]},
+        "labels are for classification",
+    ),
+    (
+        {"tasks": [{"name": "a", "kind": "generation", "data": "x", "system": "{labels}"}]},
+        "only classification has",
+    ),
+    (
+        {"tasks": [{"name": "a", "kind": "generation", "data": {"path": "x", "weight": 2}}]},
+        "a suite has no use for it",
+    ),
+    ({"tasks": [{"name": "a", "kind": "perplexity", "data": "x"}] * 2}, "two tasks are named 'a'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), BAD_SUITES)
+def test_a_mistake_in_a_suite_names_file_key_and_value(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
+    path = write_suite(tmp_path, tmp_path / "x", **changes)
+    with pytest.raises(InvalidConfig, match=says) as caught:
+        load_suite(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_key_given_twice_in_a_suite_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text("name: a\nname: b\n", encoding="utf-8")
+    with pytest.raises(InvalidConfig, match="'name' appears twice"):
+        load_suite(path)
+
+
+def classify(data: list[Any], **more: Any) -> dict[str, Any]:
+    return {"rows": data, "task": {"name": "t", "kind": "classification"} | more}
+
+
+BAD_DATA: list[tuple[dict[str, Any], type[LoraloopError], str]] = [
+    (classify([{"instruction": "x"}]), InvalidData, r"rows.json:1"),
+    (classify([{"text": "only text"}]), InvalidData, "question and a reply"),
+    (
+        classify([{"instruction": "x", "output": "c"}], labels=["a", "b"]),
+        InvalidConfig,
+        "label 'c' is not in labels",
+    ),
+    (
+        classify([{"instruction": "x", "output": "a_b"}, {"instruction": "y", "output": "A b"}]),
+        InvalidConfig,
+        "labels 'A b' and 'a_b' read the same",
+    ),
+    (
+        classify([{"instruction": c * 300, "output": c} for c in "ab"]),
+        InvalidConfig,
+        "no question of task 't' leaves room",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "error", "says"), BAD_DATA)
+def test_data_that_cannot_be_asked_is_named_before_a_model_is_loaded(
+    world: World, tmp_path: Path, what: dict[str, Any], error: type[LoraloopError], says: str
+) -> None:
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(what["rows"]), encoding="utf-8")
+    suite = load_suite(write_suite(tmp_path, data, tasks=[what["task"] | {"data": str(data)}]))
+    with pytest.raises(error, match=says):
+        Preparation(open_base(world.base), 0).prepare(suite)
+
+
+def test_relative_data_lies_below_the_folder_that_is_named(world: World, tmp_path: Path) -> None:
+    tasks = [{"name": "t", "kind": "perplexity", "data": "rows.json"}]
+    path = write_suite(tmp_path, Path("rows.json"), tasks=tasks)
+    below = load_suite(path, tmp_path / "there")
+    assert below.tasks[0].data.path == str(tmp_path / "there" / "rows.json")
+    assert load_suite(path).tasks[0].data.path == "rows.json"
+    hub = yaml.safe_load(path.read_text()) | {"tasks": [tasks[0] | {"data": "hub:a/b"}]}
+    path.write_text(yaml.safe_dump(hub))
+    assert load_suite(path, tmp_path).tasks[0].data.path == "hub:a/b"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error", "says"),
+    [
+        ("colours@9", NotFound, "colours has @1"),
+        ("nobody", NotFound, "registered: colours"),
+        ("./nowhere", NotFound, "neither a PEFT adapter nor a whole model"),
+        ("Bad Name", NotFound, "not an adapter name"),
+    ],
+)
+def test_who_cannot_be_found_is_named(
+    world: World, tmp_path: Path, adapter: str, error: type[LoraloopError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        run(world, tmp_path, adapter=adapter)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(world: World, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        [
+            "eval",
+            "colours@1",
+            "--suite",
+            str(write_suite(tmp_path, world.data)),
+            "--home",
+            str(world.home),
+        ],
+    )  # on the embedded base
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "base" in result.stderr
+
+
+def test_the_base_cannot_be_compared_with_another(world: World, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match="name an adapter to compare"):
+        run(world, tmp_path, adapter="base", against="colours@1")
