@@ -18,10 +18,11 @@ from training.config import TrainingConfig
 from training.data.compare import Comparison
 from training.data.examples import Shape
 from training.data.row_set import LoadedRow, RowSet, Wanted, read_set
+from training.data.rows import BadRow
 from training.data.split import Split, SplitRow, split_rows
 from training.doctor.cleaning import RULES
 from training.doctor.edits import Change, Treatment
-from training.doctor.report import NUM_LISTED, Report
+from training.doctor.report import NUM_LISTED, Findings, Report
 from training.keys.data import DataSource
 
 
@@ -63,7 +64,7 @@ def examine(
     against: Sequence[DataSource] = (),
 ) -> Examination:
     """Reads everything that the configuration names, and compares it with ``against``, too."""
-    wanted = _wanted(config, max_length)
+    wanted = wanted_rows(config, max_length)
     plain = replace(wanted, columns={}, label_column=None)
     sets = {
         name: read_set(sources, renderer, plain)
@@ -84,7 +85,7 @@ def examine(
         overlap |= Comparison(config, both).overlap_figures()
     report = Report(
         data=data.findings,
-        settings=config.model_dump(mode="json", include=_LOOKED_FOR) | {"max_length": max_length},
+        settings=config.model_dump(mode="json", include=LOOKED_FOR) | {"max_length": max_length},
         near_duplicates=compared.near_figures(),
         overlap=overlap,
         others={name: each.findings for name, each in sets.items() if name != "data"},
@@ -99,13 +100,14 @@ def examine(
     return Examination(replace(report, problem=str(problem)), data, problem, None)
 
 
-_LOOKED_FOR = {
+LOOKED_FOR = {
     *("max_bad_rows", "clean", "redact_personal_data", "near_duplicates", "split", "seed"),
     *("near_duplicate_threshold", "group_by", "stratify_by"),
 }
 
 
-def _wanted(config: TrainingConfig, max_length: int) -> Wanted:
+def wanted_rows(config: TrainingConfig, max_length: int) -> Wanted:
+    """How the training rows are read."""
     rules = tuple(RULES) if config.clean is True else config.clean or ()
     columns = {"group_by": config.group_by, "stratify_by": config.stratify_by}
     shape = Shape(
@@ -114,6 +116,7 @@ def _wanted(config: TrainingConfig, max_length: int) -> Wanted:
         config.window_overlap,
         counts_kinds=config.sampling == "inverse_frequency",
         kind_column=config.sample_by,
+        objective=config.objective,
     )
     return Wanted(
         treatment=Treatment(rules, config.redact_personal_data),
@@ -136,18 +139,24 @@ def _find_problem(
     bad = [row for each in sets for row in each.bad]
     num_rows = sum(each.findings.num_rows for each in sets)
     if len(bad) > max_bad_rows:
-        listed = [f"  {row.file}:{row.line}: {row.reason}" for row in bad[:NUM_LISTED]]
-        if len(bad) > NUM_LISTED:
-            listed.append(f"  … and {len(bad) - NUM_LISTED} more")
-        head = f"{len(bad)} of {num_rows} rows cannot be used (max_bad_rows={max_bad_rows}):"
-        return InvalidData("\n".join([head, *listed]), list(bad[:NUM_LISTED]))
-    return next((p for each in sets if (p := _nothing_left(each, max_length)) is not None), None)
+        return too_many_bad(bad, len(bad), num_rows, max_bad_rows)
+    empty = [each.findings for each in sets if not each.rows]
+    return nothing_left(empty[0], max_length) if empty else None
 
 
-def _nothing_left(rows: RowSet, max_length: int) -> InvalidData | None:
-    if rows.rows:
-        return None
-    found = rows.findings
+def too_many_bad(
+    bad: Sequence[BadRow], num_bad: int, num_rows: int, max_bad_rows: int
+) -> InvalidData:
+    """``bad`` holds at least the first ``NUM_LISTED`` of them."""
+    listed = [f"  {row.file}:{row.line}: {row.reason}" for row in bad[:NUM_LISTED]]
+    if num_bad > NUM_LISTED:
+        listed.append(f"  … and {num_bad - NUM_LISTED} more")
+    head = f"{num_bad} of {num_rows} rows cannot be used (max_bad_rows={max_bad_rows}):"
+    return InvalidData("\n".join([head, *listed]), list(bad[:NUM_LISTED]))
+
+
+def nothing_left(found: Findings, max_length: int) -> InvalidData:
+    """Why a set of rows has none that can be learned."""
     if found.num_too_long:
         return InvalidData(
             f"in all {found.num_too_long} usable rows the reply starts after max_length="
@@ -178,7 +187,7 @@ def _assemble(
             SplitRow(row.identity, _ties(row, config, compared), _stratum(row, config))
             for row in rows
         ],
-        _fractions(config),
+        part_fractions(config),
         config.seed,
     )
     chosen = {
@@ -213,7 +222,7 @@ def _assemble(
     )  # fmt: skip
 
 
-def _fractions(config: TrainingConfig) -> tuple[float, float, float]:
+def part_fractions(config: TrainingConfig) -> tuple[float, float, float]:
     """A part that has rows of its own takes none of the others'."""
     _, validation, test = config.split
     validation = 0.0 if config.validation_data else validation

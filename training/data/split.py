@@ -20,9 +20,9 @@ from training.data.examples import Example
 class Split:
     """Disjoint parts; ``test`` is looked at once, after training has ended."""
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    test: Sequence[Example]
 
 
 @dataclass(frozen=True, slots=True)
