@@ -30,7 +30,7 @@ from training.evaluation import held_out_loss
 def run(world: World, tmp_path: Path, **options: Any) -> dict[str, Any]:
     """The results of the suite of ``write_suite``, or of ``options['suite']``."""
     suite = options.pop("suite", None) or write_suite(tmp_path, world.data)
-    chosen = {"adapter": "colours@1", "output": tmp_path / "out"} | options
+    chosen: dict[str, Any] = {"adapter": "colours@1", "output": tmp_path / "out"} | options
     asked = EvalOptions(suite=suite, base=str(world.base), home=world.home, **chosen)
     folder = evaluate(asked, Console(file=io.StringIO()))
     found: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
