@@ -36,8 +36,8 @@ def test_sigterm_ends_the_step_in_a_checkpoint(tmp_path: Path, settings: dict[st
     seen = [json.loads(process.stdout.readline())]
     while seen[-1]["event"] != "progress":
         seen.append(json.loads(process.stdout.readline()))
-    assert seen[0]["event"] == "started"
-    assert seen[0]["pid"] == process.pid
+    (started,) = [event for event in seen if event["event"] == "started"]
+    assert started["pid"] == process.pid
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
@@ -54,7 +54,11 @@ def test_a_failure_is_one_event_with_its_rows(tmp_path: Path, settings: dict[str
     out, err = process.communicate(timeout=60)
     (event,) = [json.loads(line) for line in out.splitlines()]
     assert (process.returncode, event["event"], event["code"]) == (1, "failed", "invalid_data")
-    row = {"file": settings["data"][0], "line": 1, "reason": "'output' is missing"}
+    row = {
+        "file": settings["data"][0],
+        "line": 1,
+        "reason": "'output' is missing; the row has instruction",
+    }
     assert event["rows"] == [row]
     assert "Traceback" not in err
 

@@ -93,7 +93,7 @@ def test_events_tell_the_whole_run_in_order(settings: dict[str, Any]) -> None:
     assert [e["step"] for e in events if e["event"] == "progress"] == [2, 4, 6, 8, 10, 12, 14, 16]
     assert [e["step"] for e in events if e["event"] == "evaluated"] == [4, 8, 12, 16]
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [4, 6, 8, 12, 16]
-    assert [events[0]["event"], events[-1]["event"]] == ["started", "published"]
+    assert [events[0]["event"], events[-1]["event"]] == ["data_checked", "published"]
     assert json.loads(json.dumps(events)) == events
 
 
@@ -116,7 +116,12 @@ def test_it_says_that_it_publishes_before_it_touches_the_registry(
 def test_what_stays_of_a_run_is_its_version_and_its_logs(settings: dict[str, Any]) -> None:
     train(settings)
     run = Path(settings["output_dir"])
-    assert sorted(path.name for path in run.iterdir()) == ["lock", "logs", "loss.png"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "data_report.json",
+        "lock",
+        "logs",
+        "loss.png",
+    ]
     assert list((run / "logs").iterdir())
     assert not list(Home.open(settings["home"]).tmp.iterdir())
     train(settings)  # the folder is free for the next run
