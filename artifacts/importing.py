@@ -129,5 +129,5 @@ def _draft(weights: LoraWeights, base: Base, manifest: AdapterManifest | None) -
         settings=own,
         metrics=manifest.metrics if manifest else {},
         gates=manifest.gates if manifest else (),
-        evaluation=manifest.evaluation if manifest else {},
+        evaluation=manifest.evaluation if manifest else None,
     )

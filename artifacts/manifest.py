@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.errors import Corrupt
+from artifacts.results import Results
 
 MANIFEST_FILE = "manifest.json"
 CHECKPOINT_FILE = "checkpoint.json"  # a ManifestDraft, beside an adapter that no gate has seen
@@ -53,7 +54,7 @@ class ManifestDraft(BaseModel):
     settings: dict[str, Any] = {}
     metrics: dict[str, Metric] = {}  # base_loss, adapter_loss, base_perplexity, …
     gates: tuple[GateResult, ...] = ()
-    evaluation: dict[str, Any] = {}  # of the suite, as training.evaluate.results sums it up
+    evaluation: Results | None = None  # None: no suite was asked
 
     @property
     def gate(self) -> Literal["passed", "failed", "none"]:

@@ -12,7 +12,7 @@ import math
 from typing import Literal
 
 from artifacts.manifest import GateResult
-from training.evaluate.results import Results, TaskResult
+from artifacts.results import Results, TaskResult
 
 Profile = Literal["default", "strict"]
 

@@ -20,6 +20,7 @@ from artifacts.importing import import_adapter
 from artifacts.manifest import GateResult
 from artifacts.names import parse_ref
 from artifacts.registry import AdapterVersion, Registry
+from artifacts.results import Results
 from tests.artifacts.drafts import DRAFT, adapter_folder
 from tests.conftest import PeftAdapter, TinyBase
 
@@ -28,6 +29,8 @@ PASSED = GateResult(name="effect", value=0.5, threshold=0.0, passed=True)
 UNKNOWN = GateResult(
     name="forgetting", value=None, threshold=0.05, passed=None, detail="no suite was named"
 )
+
+FOUND = Results(suite="s", suite_hash="h", seed=0, tasks=())
 
 
 @pytest.fixture
@@ -126,9 +129,9 @@ def test_a_copy_that_is_imported_again_keeps_its_verdict(
     base = open_base(tiny_base("llama"))
     imported = import_adapter(registry, peft_adapter(base.path), "a", base, max_rank=64)
     copy = shutil.copytree(imported.path, tmp_path / "copy")
-    record = imported.manifest.model_copy(update={"gates": (FAILED,), "evaluation": {"x": 1}})
+    record = imported.manifest.model_copy(update={"gates": (FAILED,), "evaluation": FOUND})
     (copy / "manifest.json").write_text(record.model_dump_json())
     again = import_adapter(registry, copy, "b", base, max_rank=64)
     assert again.manifest.gates == (FAILED,)
-    assert again.manifest.evaluation == {"x": 1}
+    assert again.manifest.evaluation == FOUND
     assert registry.aliases("b") == {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from artifacts.manifest import GateResult
-from training.evaluate.results import Noise, Results, TaskResult
+from artifacts.results import Noise, Results, TaskResult
 from training.verdict import held_out_gates, suite_gates
 
 

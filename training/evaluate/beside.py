@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from artifacts.base import Base
+from artifacts.results import Results
 from training.evaluate.answers import Answers
 from training.evaluate.ask import ask
 from training.evaluate.compare import compare
 from training.evaluate.questions import PreparedSuite
-from training.evaluate.results import Results
 from training.events import Reporter
 
 
@@ -39,4 +39,4 @@ class SuiteBeside:
         """Once both have been asked."""
         if self._suite is None:
             return None
-        return compare(self._suite, self._answers, {who: {} for who in self._answers})
+        return compare(self._suite, self._answers)

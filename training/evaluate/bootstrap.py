@@ -11,8 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from artifacts.results import Difference
 from training.evaluate.metrics import Measure
-from training.evaluate.results import Difference
 
 NUM_RESAMPLES = 1000
 _AT_ONCE = 100  # resamples whose weights are in memory together

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from artifacts.results import Difference, Noise, Results, TaskResult
 from training.evaluate import metrics
 from training.evaluate.answers import Answers
 from training.evaluate.bootstrap import paired_differences
 from training.evaluate.metrics import Measure
 from training.evaluate.questions import CLEAN, Prepared, PreparedSuite
-from training.evaluate.results import Difference, Noise, Results, TaskResult
 
 ByGroup = Mapping[str, Answers]
 
 
 def compare(
-    suite: PreparedSuite, answers: ByGroup, subjects: Mapping[str, Mapping[str, Any]]
+    suite: PreparedSuite, answers: ByGroup, subjects: Mapping[str, dict[str, Any]] | None = None
 ) -> Results:
     """``answers`` and ``subjects`` are keyed by base, adapter, against; equal for equal answers."""
     return Results(
         suite=suite.name,
         suite_hash=suite.hash,
         seed=suite.seed,
-        subjects={who: dict(facts) for who, facts in subjects.items()},
+        subjects=dict(subjects or {}),
         tasks=tuple(_result(task, answers, suite.seed) for task in suite.tasks),
         general=None if suite.general is None else _result(suite.general, answers, suite.seed),
     )

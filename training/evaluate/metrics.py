@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate.results import Figures
+from artifacts.results import Figures
 
 Matrix = NDArray[np.float64]
 

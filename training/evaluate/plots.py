@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from artifacts.results import Results, TaskResult
 from artifacts.safe_write import write_bytes
-from training.evaluate.results import Results, TaskResult
 
 _WIDTH = 0.8  # of a group of bars
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from artifacts.manifest import GateResult
+from artifacts.results import Results, TaskResult
 from artifacts.safe_write import write_bytes, write_json
 from training.evaluate.answers import Answers
 from training.evaluate.plots import draw
 from training.evaluate.questions import CLEAN, PreparedSuite
-from training.evaluate.results import Results, TaskResult
 
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.md"

@@ -8,16 +8,18 @@ from tests.training.evaluate.conftest import World
 def test_the_manifest_keeps_what_the_suite_found(world: World) -> None:
     (version,) = world.registry.list()
     found = version.manifest.evaluation
-    assert found["suite"] == "colours"
-    say, chat, rows = found["tasks"]
-    assert say["figures"]["adapter"]["accuracy"] == 1.0
-    assert say["figures"]["base"]["accuracy"] == 0.0
-    (gain,) = [each for each in say["differences"] if each["metric"] == "accuracy"]
-    assert (gain["difference"], gain["low"], gain["high"]) == (1.0, 1.0, 1.0)
-    assert set(say["robustness"]["adapter"]) == {"typos", "punctuation", "case", "homophones"}
-    assert chat["figures"]["adapter"]["exact_match"] == 1.0
-    assert rows["figures"]["adapter"]["loss"] < rows["figures"]["base"]["loss"]
-    assert found["forgetting"] < 0  # the general set is what it learned
+    assert found is not None
+    assert found.suite == "colours"
+    say, chat, rows = found.tasks
+    assert say.figures["adapter"]["accuracy"] == 1.0
+    assert say.figures["base"]["accuracy"] == 0.0
+    (gain,) = [each for each in say.differences if each.metric == "accuracy"]
+    assert (gain.difference, gain.low, gain.high) == (1.0, 1.0, 1.0)
+    assert set(say.robustness["adapter"]) == {"typos", "punctuation", "case", "homophones"}
+    assert chat.figures["adapter"]["exact_match"] == 1.0
+    assert rows.figures["adapter"]["loss"] < rows.figures["base"]["loss"]
+    assert found.forgetting is not None
+    assert found.forgetting < 0  # the general set is what it learned
     told = [(e["subject"], e["suite"]) for e in world.events.of("suite")]
     assert told == [("adapter", "colours"), ("base", "colours")]
 

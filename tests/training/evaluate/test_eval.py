@@ -61,10 +61,11 @@ def test_the_command_finds_what_training_found(world: World, tmp_path: Path) -> 
     found = run(world, tmp_path)
     (version,) = world.registry.list()
     kept = version.manifest.evaluation
-    assert found["suite_hash"] == kept["suite_hash"]
-    for ours, theirs in zip(found["tasks"], kept["tasks"], strict=True):
+    assert kept is not None
+    assert found["suite_hash"] == kept.suite_hash
+    for ours, theirs in zip(found["tasks"], kept.tasks, strict=True):
         for who in ("base", "adapter"):
-            assert ours["figures"][who] == pytest.approx(theirs["figures"][who], rel=1e-4)
+            assert ours["figures"][who] == pytest.approx(theirs.figures[who], rel=1e-4)
     assert found["subjects"]["adapter"] == {"id": "colours@1", "hash": version.content_hash}
     strict = {gate["name"]: gate["passed"] for gate in found["strict_gates"]}
     assert strict["task_metric:say"] is True

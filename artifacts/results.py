@@ -1,4 +1,4 @@
-"""What an evaluation found, as plain records: for reports, gates, manifests and model cards.
+"""What a suite of tasks found, as plain records: for reports, gates, manifests and model cards.
 
 Subjects are ``base``, ``adapter`` and, where another version was asked too, ``against``.
 """
@@ -16,7 +16,7 @@ Figures = dict[str, float]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Difference(_Record):
@@ -56,7 +56,7 @@ class Results(_Record):
     suite: str
     suite_hash: str  # SHA-256 of the suite's settings and of its files' bytes
     seed: int
-    subjects: dict[str, dict[str, Any]]  # who they are
+    subjects: dict[str, dict[str, Any]] = {}  # who they are; a manifest knows that itself
     tasks: tuple[TaskResult, ...]
     general: TaskResult | None = None
 
@@ -66,8 +66,3 @@ class Results(_Record):
             return None
         base, adapter = (self.general.figures[who]["loss"] for who in ("base", "adapter"))
         return math.expm1(min(adapter - base, 700.0))
-
-    def summary(self) -> dict[str, Any]:
-        """For a manifest: everything but who was asked, which the manifest knows better."""
-        found: dict[str, Any] = self.model_dump(mode="json", exclude={"subjects"})
-        return found | {"forgetting": self.forgetting}
