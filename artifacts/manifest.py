@@ -1,4 +1,4 @@
-"""What a stored adapter version says about itself (``manifest.json``) and its model card."""
+"""What a stored adapter version says about itself: ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -93,31 +93,3 @@ def read_manifest(folder: Path) -> AdapterManifest | None:
             f"{path} is not a readable adapter manifest ({type(error).__name__}); restore it from "
             "a copy, or delete it to import the weights as an adapter made elsewhere"
         ) from error
-
-
-def model_card(manifest: AdapterManifest) -> str:
-    """A Markdown card for people who find the folder without the registry."""
-    metrics = "\n".join(f"| {key} | {_shown(value)} |" for key, value in manifest.metrics.items())
-    settings = "\n".join(f"| {key} | `{value}` |" for key, value in manifest.settings.items())
-    table_head = "| | |\n|---|---|\n"
-    parts = [
-        CARD_MARK,
-        f"# {manifest.id}",
-        f"A LoRA adapter for `{manifest.base_id}`, {manifest.origin} on {manifest.created_at}.",
-        f"- content: `{manifest.content_hash}`",
-        f"- base fingerprint: `{manifest.base_fingerprint or 'unknown'}`",
-        f"- chat template: `{manifest.template_hash or 'unknown'}`",
-        f"- training rows: `{manifest.data_hash or 'unknown'}`",
-        f"- rank {manifest.rank}, alpha {manifest.alpha:g}, "
-        f"{manifest.num_parameters:,} parameters, {manifest.num_bytes:,} bytes",
-        f"- modules: {', '.join(manifest.target_modules)}",
-    ]
-    if metrics:
-        parts.append(f"\n## Held-out metrics\n{table_head}{metrics}")
-    if settings:
-        parts.append(f"\n## Settings\n{table_head}{settings}")
-    return "\n".join(parts) + "\n"
-
-
-def _shown(value: Metric) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

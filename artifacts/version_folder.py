@@ -23,9 +23,9 @@ from artifacts.manifest import (
     CARD_MARK,
     MANIFEST_FILE,
     AdapterManifest,
-    model_card,
     read_manifest,
 )
+from artifacts.model_card import model_card
 from artifacts.safe_write import sha256_file, sync_folder, sync_tree, write_bytes, write_json
 from artifacts.scratch import scratch_folder
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from artifacts.manifest import GateResult
-from artifacts.results import Results, TaskResult
+from artifacts.model_card import figure_table, gate_table, noise_table, task_heading
+from artifacts.results import Results
 from artifacts.safe_write import write_bytes, write_json
 from training.evaluate.answers import Answers
 from training.evaluate.plots import draw
@@ -65,56 +66,13 @@ def markdown(results: Results, gates: list[GateResult], plots: list[Path]) -> st
         f"{who}; seed {results.seed}, suite `{results.suite_hash[:12]}`. Differences are the "
         "adapter's figure less the other's, with the 95 % interval of 1,000 paired resamples.",
     ]
-    tasks = [*results.tasks, results.general] if results.general else list(results.tasks)
-    for task in tasks:
-        parts += _task(task)
+    for task in [*results.tasks, results.general] if results.general else results.tasks:
+        parts += [f"## {task_heading(task)}", figure_table(task)]
+        if task.robustness:
+            parts += ["Under noise:", noise_table(task)]
     if results.forgetting is not None:
         parts.append(f"Perplexity on the general set changed by {results.forgetting:+.2%}.")
     if gates:
         parts += ["## Thresholds of the strict gate", gate_table(gates)]
     parts += [f"![{plot.stem}]({plot.name})" for plot in plots]
     return "\n\n".join(parts) + "\n"
-
-
-def _task(task: TaskResult) -> list[str]:
-    left_out = f", {task.num_left_out} left out as too long" if task.num_left_out else ""
-    heading = f"## {task.name}: {task.kind}, {task.num_rows} rows{left_out}"
-    subjects = list(task.figures)
-    others = list(dict.fromkeys(each.to for each in task.differences))
-    rows = [["figure", *subjects, *(f"adapter − {other}" for other in others)]]
-    for metric in task.figures[subjects[0]]:
-        row = [metric, *(f"{task.figures[who][metric]:.4f}" for who in subjects)]
-        row += [
-            f"{each.difference:+.4f} [{each.low:+.4f}, {each.high:+.4f}]"
-            for each in task.differences
-            if each.metric == metric
-        ]
-        rows.append(row)
-    parts = [heading, _table(rows)]
-    if task.robustness:
-        parts += ["Under noise:", _table(_noise_rows(task))]
-    return parts
-
-
-def _noise_rows(task: TaskResult) -> list[list[str]]:
-    rows = [["noise", "who", f"{task.main} clean", "noisy", "score", "questions changed"]]
-    for who, noises in task.robustness.items():
-        for kind, noise in noises.items():
-            score = "says nothing" if noise.score is None else f"{noise.score:.1%}"
-            changed = f"{noise.num_changed} of {noise.num_questions}"
-            rows.append([kind, who, f"{noise.clean:.4f}", f"{noise.noisy:.4f}", score, changed])
-    return rows
-
-
-def gate_table(gates: list[GateResult] | tuple[GateResult, ...]) -> str:
-    words = {True: "passed", False: "**failed**", None: "not measured"}
-    rows = [["gate", "verdict", "value", "threshold", ""]]
-    for gate in gates:
-        figures = ["" if each is None else f"{each:.4g}" for each in (gate.value, gate.threshold)]
-        rows.append([gate.name, words[gate.passed], *figures, gate.detail])
-    return _table(rows)
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

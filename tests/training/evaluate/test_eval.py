@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from artifacts.base import load_transformers_model, open_base
 from artifacts.chat import ChatRenderer
-from artifacts.errors import InvalidData, LoraloopError, NotFound
+from artifacts.errors import AdapterRejected, InvalidData, LoraloopError, NotFound
 from loraloop import app
 from tests.training.evaluate.conftest import World, write_suite
 from training.errors import InvalidConfig
@@ -105,6 +106,56 @@ def test_answers_and_losses_are_transformers_own(world: World, tmp_path: Path) -
     )
     alone = [held_out_loss(model, [e], 1) for e in task.examples]
     assert answers.losses["p"] == pytest.approx([e.loss * e.num_tokens for e in alone], rel=1e-5)
+
+
+def test_an_answer_ends_at_the_bases_eos_even_if_the_tokenizer_calls_it_text(
+    world: World, tmp_path: Path
+) -> None:
+    tasks = [{"name": "g", "kind": "generation", "data": str(world.data), "max_new_tokens": 9}]
+    suite = load_suite(write_suite(tmp_path, world.data, tasks=tasks, general=None))
+    base = open_base(world.base)
+    model = load_transformers_model(base)
+    prepared = Preparation(base, 0, limit=1).prepare(suite)
+    prompt = prepared.tasks[0].prompts["clean"][0]
+    out = model.generate(torch.tensor([prompt]), max_new_tokens=9, do_sample=False)[0]
+    third = int(out[len(prompt) + 2])
+    ending = replace(base, eos_token_ids=frozenset({third}))
+    said = ask(model, ending, prepared, 1).texts["g"]["clean"][0]
+    upto = out[len(prompt) : len(prompt) + out[len(prompt) :].tolist().index(third)]
+    assert said == base.tokenizer.decode(upto, skip_special_tokens=True).strip()
+
+
+def test_each_of_two_adapters_answers_for_itself(world: World, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (version,) = world.registry.list()
+    other = shutil.copytree(version.path, tmp_path / "other")
+    (other / "manifest.json").unlink()
+    weights = other / "adapter_model.safetensors"
+    negated = {key: -t if "lora_B" in key else t for key, t in load_file(weights).items()}
+    save_file(negated, weights)
+    for adapter, against in (("colours@1", str(other)), (str(other), "colours@1")):
+        say = run(world, tmp_path, adapter=adapter, against=against, limit=4)["tasks"][0]
+        accuracies = {who: figures["accuracy"] for who, figures in say["figures"].items()}
+        theirs = "adapter" if adapter == "colours@1" else "against"
+        assert accuracies.pop(theirs) == 1.0
+        assert set(accuracies.values()) == {0.0}
+
+
+def test_the_hash_of_a_suite_is_of_its_settings_and_bytes_wherever_they_lie(
+    world: World, tmp_path: Path
+) -> None:
+    base = open_base(world.base)
+
+    def hash_of(data: Path, **changes: Any) -> str:
+        return Preparation(base, 0).prepare(load_suite(write_suite(tmp_path, data, **changes))).hash
+
+    first = hash_of(world.data)
+    assert hash_of(Path(shutil.copy(world.data, tmp_path / "moved.json"))) == first
+    assert hash_of(world.data, general=None) != first
+    changed = tmp_path / "changed.json"
+    changed.write_text(world.data.read_text().replace("red 0", "red 99"))
+    assert hash_of(changed) != first
 
 
 def test_another_version_or_folder_can_be_compared_with(world: World, tmp_path: Path) -> None:
@@ -281,6 +332,19 @@ def test_an_adapter_of_another_base_is_refused(world: World, tmp_path: Path) -> 
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "base" in result.stderr
+
+
+def test_an_adapter_of_another_template_is_refused(world: World, tmp_path: Path) -> None:
+    other = shutil.copytree(world.base, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    suite = write_suite(tmp_path, world.data)
+    options = EvalOptions("colours@1", suite, base=str(other), home=world.home)
+    with pytest.raises(AdapterRejected, match="trained with chat template"):
+        evaluate(options, Console(file=io.StringIO()))
+    options = EvalOptions(str(world.base), suite, base=str(other), home=world.home)
+    with pytest.raises(InvalidConfig, match="another chat template"):
+        evaluate(options, Console(file=io.StringIO()))
 
 
 def test_the_base_cannot_be_compared_with_another(world: World, tmp_path: Path) -> None:
