@@ -97,14 +97,20 @@ def _initialisation(config: TrainingConfig) -> Iterator[Problem]:
             yield key, f"start_from={config.start_from} decides it; leave it out"
     if initialisation in ("pissa", "olora"):
         if 2 * config.rank > MAX_RANK:
-            yield "rank", (
-                f"initialisation={initialisation} is published with twice the rank, at most "
-                f"{MAX_RANK}; take rank {MAX_RANK // 2} or less"
+            yield (
+                "rank",
+                (
+                    f"initialisation={initialisation} is published with twice the rank, at most "
+                    f"{MAX_RANK}; take rank {MAX_RANK // 2} or less"
+                ),
             )
         if config.quantization != "none":
-            yield "initialisation", (
-                "it moves a part of the base's weights into the adapter, which a quantised base "
-                "cannot give back exactly; take default or gaussian"
+            yield (
+                "initialisation",
+                (
+                    "it moves a part of the base's weights into the adapter, which a quantised base "
+                    "cannot give back exactly; take default or gaussian"
+                ),
             )
 
 
@@ -118,12 +124,12 @@ def _dpo(config: TrainingConfig) -> Iterator[Problem]:
         for key in _changed(config, _DPO_KEYS):
             yield key, f"belongs to objective=dpo, this is {config.objective}"
         return
-    if config.method != "lora":
-        yield "method", "objective=dpo is supported with method=lora"
+    if config.method in ("full", "freeze"):
+        yield "method", "objective=dpo trains an adapter; take lora or adalora"
     if config.dpo_loss != "sigmoid":
         for key in _changed(config, ("dpo_label_smoothing",)):
             yield key, f"belongs to dpo_loss=sigmoid, this is {config.dpo_loss}"
-    for key in _changed(config, ("packing", "streaming", "long_rows")):
+    for key in _changed(config, ("packing", "streaming", "long_rows", "sampling")):
         yield key, "objective=dpo compares two whole replies and does not support it"
 
 
@@ -131,9 +137,12 @@ def _schedule(config: TrainingConfig) -> Iterator[Problem]:
     if config.lr_scheduler != "plateau":
         return
     if config.split[1] == 0 and not config.validation_data:
-        yield "lr_scheduler", (
-            "plateau lowers the rate when the validation loss stands still; give split a "
-            "validation part, or validation_data"
+        yield (
+            "lr_scheduler",
+            (
+                "plateau lowers the rate when the validation loss stands still; give split a "
+                "validation part, or validation_data"
+            ),
         )
     for key in ("warmup_steps", "warmup_ratio"):
         if key in config.model_fields_set and getattr(config, key):

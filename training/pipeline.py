@@ -5,7 +5,9 @@ The heavy half: importing this takes seconds (torch, transformers' Trainer, PEFT
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from artifacts.adapter import LoraWeights, check_adapter, read_adapter
 from artifacts.architecture import linear_shapes
 from artifacts.errors import AdapterRejected
 from artifacts.manifest import GateResult, ManifestDraft
+from artifacts.results import Results
 from artifacts.scratch import scratch_folder
 from training.batches import num_batches
 from training.checkpoints import KeptCheckpoints
@@ -25,7 +29,6 @@ from training.combinations import MAX_RANK
 from training.config import TrainingConfig
 from training.errors import GateFailed
 from training.evaluate.beside import SuiteBeside
-from training.evaluate.results import Results
 from training.evaluation import HeldOutLoss, held_out_loss
 from training.events import Reporter
 from training.gate import Probe, check_gate, probe_adapter, probe_logits
@@ -46,6 +49,13 @@ from training.whole_model import ready_model
 SUITE_BATCH_SIZE = 64  # questions; nothing is learned from them, so they cost little memory
 
 
+def quiet_libraries() -> None:
+    """Progress bars and notes of libraries that would stand between the lines of our own."""
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an optional kernel is missing
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Base and adapter on the test part, and the saved adapter as the server will read it."""
@@ -53,6 +63,7 @@ class Evaluation:
     base: HeldOutLoss
     start: HeldOutLoss | None  # of the adapter that the run started from
     adapter: HeldOutLoss
+    own: dict[str, float]  # the objective's figures beyond the loss per token
     validation_loss: float | None  # the best one, of the weights that are published
     num_steps: int
     probe: Probe
@@ -73,16 +84,25 @@ class Evaluation:
             "effect": self.probe.effect,
             "merge_difference": self.probe.difference,
             "merged_logits_hash": self.probe.logits_hash,
+            **self.own,
         }
+
+    @property
+    def judged(self) -> tuple[float, float]:
+        """What was to be improved: before the run, and by the adapter."""
+        if "preference_loss" in self.own:
+            return self.own["reference_preference_loss"], self.own["preference_loss"]
+        return self.base.loss, self.adapter.loss
 
 
 def run_pipeline(
     inputs: Inputs, folder: RunFolder, reporter: Reporter, stop: StopRequest
 ) -> Outcome:
     """Raises GateFailed, Interrupted and what a configuration can get wrong about the base."""
-    session = _open_session(inputs, folder, reporter, stop)
+    quiet_libraries()
+    session = open_session(inputs, folder, reporter, stop)
     account = Account()
-    trainer = _load(inputs, session)
+    trainer = load_trainer(inputs, session)
     start = None if inputs.start is None else _test_loss(trainer, session)
     _train(trainer, session, account)
     with scratch_folder(inputs.home.tmp, "train-") as scratch:
@@ -138,9 +158,10 @@ def _train(trainer: MethodTrainer, session: Session, account: Account) -> None:
     account.end()
 
 
-def _open_session(
+def open_session(
     inputs: Inputs, folder: RunFolder, reporter: Reporter, stop: StopRequest
 ) -> Session:
+    """Plan, method, objective and the checkpoint to go on from, if any."""
     config, base = inputs.config, inputs.base
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
@@ -172,7 +193,8 @@ def _num_batches(inputs: Inputs) -> int:
     return num_batches(lengths, config.batch_size, max_batch_tokens(config, max_length))
 
 
-def _load(inputs: Inputs, session: Session) -> MethodTrainer:
+def load_trainer(inputs: Inputs, session: Session) -> MethodTrainer:
+    """The model with what is to be trained of it, ready for the first step."""
     model = session.method.build()
     split = session.objective.prepare(model, inputs.data.split, session.config.batch_size)
     trainer = build_trainer(model, split, session)
@@ -193,7 +215,8 @@ def _load(inputs: Inputs, session: Session) -> MethodTrainer:
 
 
 def _test_loss(trainer: MethodTrainer, session: Session) -> HeldOutLoss:
-    return held_out_loss(trainer.model, trainer.split.test, session.config.batch_size)
+    rows = session.objective.supervised_rows(trainer.split.test)
+    return held_out_loss(trainer.model, rows, session.config.batch_size)
 
 
 def _kept_checkpoints(inputs: Inputs, session: Session) -> KeptCheckpoints:
@@ -210,8 +233,9 @@ def _evaluate(
 ) -> Evaluation:
     """Compares on the test part, which nothing was chosen by."""
     model: Any = trainer.model
-    test = trainer.split.test
+    test = session.objective.supervised_rows(trainer.split.test)
     adapter = _test_loss(trainer, session)
+    own = session.objective.held_out(model, trainer.split.test, session.config.batch_size)
     adapted = probe_logits(model, test)
     suite = SuiteBeside(inputs.suite, inputs.base, SUITE_BATCH_SIZE, session.reporter)
     suite.ask("adapter", model)
@@ -225,6 +249,7 @@ def _evaluate(
         base=base,
         start=start,
         adapter=adapter,
+        own=own,
         validation_loss=trainer.state.best_metric,
         num_steps=trainer.state.global_step,
         probe=probe_adapter(model, adapted, weights, test),
@@ -266,15 +291,14 @@ def _draft(
         settings=settings,
         metrics=evaluation.metrics,
         gates=gates,
-        evaluation={} if evaluation.suite is None else evaluation.suite.summary(),
+        evaluation=evaluation.suite,
     )
 
 
 def _judge(config: TrainingConfig, evaluation: Evaluation) -> tuple[GateResult, ...]:
     """Raises GateFailed for what must not be registered at all."""
     passed = check_gate(evaluation.adapter, evaluation.probe)
-    losses = evaluation.base.loss, evaluation.adapter.loss
-    gates = [*passed, *held_out_gates(config.gate, *losses, config.objective)]
+    gates = [*passed, *held_out_gates(config.gate, *evaluation.judged, config.objective)]
     return tuple(gates + (suite_gates(evaluation.suite) if config.gate == "strict" else []))
 
 

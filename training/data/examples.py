@@ -60,6 +60,7 @@ class Shape:
     window_overlap: int = 64
     counts_kinds: bool = False
     kind_column: str | None = None  # None: the reply is the kind
+    objective: Literal["sft", "dpo"] = "sft"
 
     def __post_init__(self) -> None:
         if self.long_rows == "window":
@@ -95,6 +96,8 @@ class RowRenderer:
     def render(self, record: Record) -> list[Example] | BadRow:
         """No example for a row that is left out; a bad row for one that cannot be learned."""
         row, self._num_rows = self._num_rows, self._num_rows + 1
+        if self._shape.objective == "dpo":
+            return self._pair(record)
         if isinstance(record, PreferencePair):
             reason = "a preference pair; objective: dpo learns from these, sft does not"
             return BadRow(record.file, record.line, reason)
@@ -110,6 +113,25 @@ class RowRenderer:
         except InvalidChat as error:
             return BadRow(record.file, record.line, str(error))
         return self._cut(replace(whole, row=row, source=record.source, kind=kind))
+
+    def _pair(self, record: Record) -> list[Example] | BadRow:
+        from training.data.pairs import cut_pair, render_pair  # which are made of examples
+
+        if not isinstance(record, PreferencePair):
+            reason = "no preference pair (chosen, rejected); objective: sft learns from it"
+            return BadRow(record.file, record.line, reason)
+        try:
+            whole = render_pair(record, self._renderer)
+        except InvalidChat as error:
+            return BadRow(record.file, record.line, str(error))
+        whole = replace(whole, row=self._num_rows - 1, source=record.source)
+        self.lengths.append(max(len(whole.chosen.input_ids), len(whole.rejected.input_ids)))
+        pair = cut_pair(whole, self._shape.max_length)
+        if pair is None:
+            self.num_too_long += 1
+            return []
+        self.num_truncated += len(pair.input_ids) < len(whole.input_ids)
+        return [pair]
 
     def _whole(self, record: Conversation | PlainText) -> Example:
         if isinstance(record, PlainText):

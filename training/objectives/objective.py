@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from training.config import TrainingConfig
+from training.data.examples import Example
 from training.data.split import Split
+from training.objectives.preference import Preference
 from training.objectives.supervised import Supervised
 
 Batch = Any  # a training.batches.Batch, perhaps with more
@@ -32,6 +34,13 @@ class Objective(Protocol):
     def validation_loss(self, model: Any, rows: Sequence[Any], batch_size: int) -> float:
         """The mean loss per item, whatever the batches."""
 
+    def supervised_rows(self, rows: Sequence[Any]) -> Sequence[Example]:
+        """What a loss per token is taken of."""
+
+    def held_out(self, model: Any, rows: Sequence[Any], batch_size: int) -> dict[str, float]:
+        """Figures of the objective's own on rows that were not learned."""
+
 
 def choose_objective(config: TrainingConfig) -> Objective:
-    return Supervised()
+    """The objective that ``config`` asks for."""
+    return Preference(config) if config.objective == "dpo" else Supervised()
