@@ -61,6 +61,7 @@ class RowSet:
     broken: list[InvalidData]  # sources that could not be read past some place
     changes: list[Change]
     sources: list[dict[str, str]]  # name and SHA-256
+    lengths: Sequence[int]  # tokens of every usable row before any cut, duplicates included
     findings: Findings
 
 
@@ -79,6 +80,10 @@ class _Reading:
         self._personal = Counter[str]()
         self._personal_rows: list[tuple[str, int, tuple[str, ...]]] = []
         self._cleaned: dict[str, dict[str, Any]] = {}
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        return self._rows.lengths
 
     def take(self, number: int, record: Record | BadRow) -> None:
         if isinstance(record, BadRow):
@@ -185,6 +190,7 @@ def read_set(sources: Sequence[DataSource], renderer: ChatRenderer, wanted: Want
         broken=broken,
         changes=reading.changes,
         sources=[{"file": rows.name, "sha256": rows.sha256} for rows in opened],
+        lengths=reading.lengths,
         findings=reading.findings(opened),
     )
 
