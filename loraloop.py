@@ -15,6 +15,7 @@ from artifacts.cli import adapters_app, init_base_command
 from server.bench.cli import bench_app
 from server.main import serve
 from training.cli import train
+from training.doctor.cli import data_app
 from training.evaluate.cli import evaluate_command
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(train)
 app.command("eval")(evaluate_command)
+app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.command("init-base")(init_base_command)
 app.add_typer(bench_app, name="bench")

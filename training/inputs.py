@@ -40,13 +40,7 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
     check_device(config)
     registry = Registry(home, Database(home.database_url))
-    base = open_base(config.base)
-    if base.template_hash is None:
-        raise InvalidConfig(
-            f"{base.id} has no chat template, so its rows cannot be rendered; take the chat model, "
-            "or put a chat_template.jinja beside its tokenizer",
-            param="base",
-        )
+    base = open_chat_base(config.base)
     start = open_start(config, registry, base)
     config = settled_by(config, start)
     check_against_base(config, base)
@@ -56,3 +50,15 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     if config.suite is not None:
         suite = Preparation(base, config.seed).prepare(load_suite(config.suite))
     return Inputs(config, home, registry, base, start, data, suite)
+
+
+def open_chat_base(source: str | None) -> Base:
+    """A base that rows can be rendered for. Raises InvalidConfig, NotFound and InvalidInput."""
+    base = open_base(source)
+    if base.template_hash is None:
+        raise InvalidConfig(
+            f"{base.id} has no chat template, so its rows cannot be rendered; take the chat model, "
+            "or put a chat_template.jinja beside its tokenizer",
+            param="base",
+        )
+    return base
