@@ -73,12 +73,17 @@ def write_model(folder: Path, base: Base, tensors: Mapping[str, torch.Tensor]) -
     from huggingface_hub import save_torch_state_dict
 
     with storage_errors(folder):
-        for path in sorted(base.path.iterdir()):
-            if path.is_file() and path.suffix not in _WEIGHTS and path.name not in _OWN:
-                shutil.copyfile(path, folder / path.name)
+        copy_without_weights(base, folder)
         save_torch_state_dict(
             dict(tensors), folder, max_shard_size=MAX_SHARD_BYTES, metadata={"format": "pt"}
         )
+
+
+def copy_without_weights(base: Base, folder: Path) -> None:
+    """Everything of ``base`` but its weights and what describes them. Raises OSError."""
+    for path in sorted(base.path.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHTS and path.name not in _OWN:
+            shutil.copyfile(path, folder / path.name)
 
 
 def publish_model(home: Home, name: str, folder: Path, draft: ModelDraft) -> PublishedModel:

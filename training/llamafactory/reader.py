@@ -46,7 +46,7 @@ def translate(theirs: dict[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str
     settings: dict[str, Any] = dict(DEFAULTS)
     idle: dict[str, str] = {}
     for key, value in theirs.items():
-        match _entry(key):
+        match entry_of(key):
             case Idle(reason) if value is not None:
                 idle[key] = reason
             case Refused() as refused:
@@ -70,7 +70,8 @@ def translate(theirs: dict[str, Any], ours: Mapping[str, Any]) -> tuple[dict[str
     return settings, _notes(settings, ours, idle)
 
 
-def _entry(key: str) -> Entry:
+def entry_of(key: str) -> Entry:
+    """Raises InvalidConfig with the nearest known key."""
     if key in KEYS:
         return KEYS[key]
     near = difflib.get_close_matches(str(key), [*KEYS], n=1)

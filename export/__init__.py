@@ -1,0 +1,1 @@
+"""Adapters in forms that other programs run. Imports artifacts only."""
