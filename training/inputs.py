@@ -15,6 +15,7 @@ from artifacts.registry import Registry
 from training.combinations import check_device
 from training.config import TrainingConfig
 from training.data.load import TrainingData, load_data
+from training.data.load_streamed import load_streamed
 from training.errors import InvalidConfig
 from training.evaluate.questions import Preparation, PreparedSuite
 from training.evaluate.suite import load_suite
@@ -45,7 +46,11 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     config = settled_by(config, start)
     check_against_base(config, base)
     max_length = settle_max_length(config, base.context_length)
-    data = load_data(config, ChatRenderer(base.tokenizer), max_length)
+    renderer = ChatRenderer(base.tokenizer)
+    if config.streaming:
+        data = load_streamed(config, renderer, max_length, home.tmp)
+    else:
+        data = load_data(config, renderer, max_length)
     suite = None
     if config.suite is not None:
         suite = Preparation(base, config.seed).prepare(load_suite(config.suite))

@@ -144,9 +144,8 @@ class RowRenderer:
             learned=[reply.get("weight", 1) != 0 for reply in replies],
         )
         pairs = zip(rendered.input_ids, rendered.assistant_mask, strict=True)
-        return Example(
-            array("i", rendered.input_ids), array("i", (i if on else IGNORED for i, on in pairs))
-        )
+        labels = [id_ if is_learned else IGNORED for id_, is_learned in pairs]
+        return Example(array("i", rendered.input_ids), array("i", labels))
 
     def _kind(self, record: Conversation | PlainText) -> int:
         if not self._shape.counts_kinds:

@@ -65,6 +65,21 @@ class SpilledExamples(Sequence[Example]):
         return Parentage(self._column("source"), self._column("kind"))
 
     @property
+    def num_rows(self) -> int:
+        """Rows that its examples come from: windows of one row are several examples."""
+        return len(np.unique(self.rows))
+
+    def row_identities(self) -> NDArray[np.void]:
+        """``row_identity`` of each row once, in the order of bytes."""
+        _, first = np.unique(self.rows, return_index=True)
+        identities = self.identities[first]
+        return identities[_byte_order(identities)]
+
+    def by_identity(self) -> SpilledExamples:
+        """In the order of the rows' identities, a row's windows in theirs."""
+        return self.at(_byte_order(self.identities))
+
+    @property
     def identities(self) -> NDArray[np.void]:
         """``row_identity`` of each example's row: 32 bytes."""
         return np.ascontiguousarray(self._files.table["identity"][self._places])
@@ -134,6 +149,11 @@ class _Files:
         ids.frombytes(self._ids[start:end].tobytes())
         labels.frombytes(self._labels[start:end].tobytes())
         return Example(ids, labels, int(record["row"]), int(record["source"]), int(record["kind"]))
+
+
+def _byte_order(identities: NDArray[np.void]) -> NDArray[np.int64]:
+    """A stable order of 32-byte strings: as four big-endian numbers, the first weighs most."""
+    return np.lexsort(identities.view(">u8").reshape(-1, 4).T[::-1])
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any]) -> NDArray[Any]:

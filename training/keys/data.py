@@ -66,8 +66,25 @@ class DataKeys(Keys):
             raise ValueError(f"split {list(self.split)} adds up to {train + validation + test:g}")
         if train == 0 or (test == 0 and not self.test_data):
             raise ValueError("split needs a train and a test part: the gate compares on the latter")
+        self._check_idle_keys()
         if self.long_rows == "window" and self.window_overlap >= (self.max_length or math.inf):
             raise ValueError(
                 f"window_overlap={self.window_overlap} must be below max_length={self.max_length}"
             )
         return self
+
+    def _check_idle_keys(self) -> None:
+        """Keys that would do nothing beside the others are mistakes."""
+        given = self.model_fields_set
+        if "window_overlap" in given and self.long_rows != "window":
+            raise ValueError("window_overlap belongs to long_rows=window")
+        if self.sample_by is not None and self.sampling != "inverse_frequency":
+            raise ValueError("sample_by belongs to sampling=inverse_frequency")
+        for key in ("group_by", "stratify_by"):
+            if self.streaming and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} needs the rows' values in memory, which streaming does not keep; give "
+                    "validation_data and test_data instead"
+                )
+        if self.streaming and "near_duplicates" in given and self.near_duplicates != "off":
+            raise ValueError("streaming looks for exact duplicates only; set near_duplicates=off")
