@@ -6,7 +6,7 @@ Whose model it is (base, adapter) is the caller's business: the same function as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,10 @@ from training.evaluate.questions import Prepared, PreparedSuite
 from training.evaluation import target_logits, to_device
 
 _MAX_LOGITS = 1 << 26  # float32 logits that exist at once: 256 MB
+_MAX_TOKENS = 1 << 15  # of a batch
 
+_Row = TypeVar("_Row")
+_Found = TypeVar("_Found")
 Tell = Callable[[str, int], None]  # a task's name, and how many more of its answers are there
 
 
@@ -46,7 +49,8 @@ def _losses(model: Any, task: Prepared, batch_size: int, tell: Tell) -> list[flo
     found = [0.0] * len(task.examples)
     for places in _batches([e.input_ids for e in task.examples], batch_size):
         rows = [task.examples[place] for place in places]
-        for place, loss in zip(places, _row_losses(model, rows), strict=True):
+        losses = _in_halves(lambda some: _row_losses(model, some), rows)
+        for place, loss in zip(places, losses, strict=True):
             found[place] = loss
         tell(task.name, len(places))
     return found
@@ -69,9 +73,10 @@ def _texts(
     distinct = list(dict.fromkeys(tuple(p) for each in task.prompts.values() for p in each))
     said: dict[tuple[int, ...], str] = {}
     tell(task.name, task.num_answers - len(distinct))
-    for places in _batches(distinct, batch_size):
+    for places in _batches(distinct, batch_size, task.max_new_tokens):
         prompts = [distinct[place] for place in places]
-        said |= zip(prompts, _generate(model, base, prompts, task.max_new_tokens), strict=True)
+        texts = _in_halves(lambda some: _generate(model, base, some, task.max_new_tokens), prompts)
+        said |= zip(prompts, texts, strict=True)
         tell(task.name, len(places))
     return {
         variant: [said[tuple(prompt)] for prompt in prompts]
@@ -107,13 +112,32 @@ def _generate(
     ]
 
 
+def _in_halves(work: Callable[[Sequence[_Row]], list[_Found]], rows: list[_Row]) -> list[_Found]:
+    """``work`` on all rows at once, or on fewer where memory is too small for them: at the end of
+    a long run nobody is there to lower a batch size."""
+    try:
+        return work(rows)
+    except torch.OutOfMemoryError:
+        if len(rows) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(rows) // 2
+    return _in_halves(work, rows[:half]) + _in_halves(work, rows[half:])
+
+
 def _until_end(ids: list[int], base: Base) -> list[int]:
     end = next((place for place, id_ in enumerate(ids) if id_ in base.eos_token_ids), len(ids))
     return ids[:end]
 
 
-def _batches(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Places of rows of like length, so that little is padded; longest first, for its memory."""
+def _batches(
+    rows: Sequence[Sequence[int]], batch_size: int, num_new: int = 0
+) -> Iterator[list[int]]:
+    """Places of rows of like length, so that little is padded; longest first, for their memory.
+    A batch of long rows holds fewer of them; each grows by ``num_new`` tokens."""
     order = sorted(range(len(rows)), key=lambda place: (-len(rows[place]), place))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    while order:
+        fitting = _MAX_TOKENS // (len(rows[order[0]]) + num_new)
+        size = max(1, min(batch_size, fitting))
+        yield order[:size]
+        order = order[size:]

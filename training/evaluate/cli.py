@@ -10,8 +10,9 @@ import typer
 
 
 class Dtype(StrEnum):
-    """The number format of the weights."""
+    """The number format of the weights; ``auto`` is float32 on a CPU, else bfloat16."""
 
+    AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
@@ -48,7 +49,9 @@ def evaluate_command(
     limit: Annotated[
         int | None, typer.Option(min=1, help="only the first rows of every task")
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="number format of the weights")] = Dtype.FLOAT32,
+    dtype: Annotated[
+        Dtype, typer.Option(help="of the weights; auto: float32 on a CPU")
+    ] = Dtype.AUTO,
 ) -> None:
     """Measure an adapter beside its base on a suite of tasks: JSON, Markdown and plots.
 

@@ -38,7 +38,7 @@ class EvalOptions:
     seed: int = 0
     batch_size: int = 64
     limit: int | None = None
-    dtype: str = "float32"
+    dtype: str = "auto"
 
 
 def evaluate(options: EvalOptions, console: Console) -> Path:

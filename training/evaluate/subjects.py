@@ -90,8 +90,11 @@ class Models:
 
     def __init__(self, base: Base, candidates: Mapping[str, Candidate], dtype: str) -> None:
         self._candidates = candidates
-        self._dtype = dtype
-        self._model = _on_device(load_transformers_model(base, dtype))
+        import torch
+
+        usual = "bfloat16" if torch.cuda.is_available() else "float32"
+        self._dtype = usual if dtype == "auto" else dtype
+        self._model = _on_device(load_transformers_model(base, self._dtype))
         adapters = {who: c for who, c in candidates.items() if c.folder and c.whole is None}
         for who, candidate in adapters.items():
             self._add(who, candidate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from artifacts.errors import AdapterRejected, InvalidData, LoraloopError, NotFou
 from loraloop import app
 from tests.training.evaluate.conftest import World, write_suite
 from training.errors import InvalidConfig
-from training.evaluate.ask import ask
+from training.evaluate.ask import _batches, ask
 from training.evaluate.questions import Preparation
 from training.evaluate.run import EvalOptions, evaluate
 from training.evaluate.suite import load_suite
@@ -123,6 +124,38 @@ def test_an_answer_ends_at_the_bases_eos_even_if_the_tokenizer_calls_it_text(
     said = ask(model, ending, prepared, 1).texts["g"]["clean"][0]
     upto = out[len(prompt) : len(prompt) + out[len(prompt) :].tolist().index(third)]
     assert said == base.tokenizer.decode(upto, skip_special_tokens=True).strip()
+
+
+def test_long_rows_come_in_smaller_batches_and_every_row_once() -> None:
+    rows: list[Sequence[int]] = [range(n) for n in (5, 20_000, 7, 15_000, 900, 17_000)]
+    batches = list(_batches(rows, 3, num_new=100))
+    assert batches == [[1], [5], [3, 4], [2, 0]]
+    assert list(_batches([range(10**6)], 8)) == [[0]]  # one row is always asked
+
+
+def test_a_lack_of_memory_halves_the_batch(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = open_base(world.base)
+    prepared = Preparation(base, 0).prepare(load_suite(write_suite(tmp_path, world.data)))
+    model = load_transformers_model(base)
+    whole = ask(model, base, prepared, 8)
+    generate = model.generate
+    sizes: list[int] = []
+
+    def small(input_ids: torch.Tensor, **rest: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > limit:
+            raise torch.OutOfMemoryError("too many rows")
+        return generate(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(model, "generate", small)
+    limit = 2
+    assert ask(model, base, prepared, 8).texts == whole.texts
+    assert max(sizes) == 8
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        ask(model, base, prepared, 8)
 
 
 def test_each_of_two_adapters_answers_for_itself(world: World, tmp_path: Path) -> None:
