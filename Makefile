@@ -4,7 +4,8 @@
 #   make run [ARGS=…]            the server
 #   make bench [ARGS=…]          the engine's figures beside their floors, in process and over HTTP
 #   make bench-peers [ARGS=…]    the same loads on other servers in turns (installs them in .venv-peers)
-#   make bench-training [ARGS=…] first tokens of a running server, with a training job and without
+#   make bench-train ARGS='--base DIR --data FILE'  training steps beside plain TRL, in turns
+#   make bench-beside [ARGS=…]   first tokens of a running server, with a training job and without
 #   make loadtest SCENARIO=chat|mixed|ab|hotswap
 #   make soak [ARGS=…]           everything at once for 20 minutes: no request may be lost
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu takes torch from there (the CPU build, smaller).
@@ -28,10 +29,10 @@ USERS ?= 8
 TIME ?= 30s
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test run check format bench bench-peers bench-training loadtest soak clean
+.PHONY: help setup demo test run check format bench bench-peers bench-train bench-beside loadtest soak clean
 
 help:
-	@sed -n '2,10s/^# *//p' Makefile
+	@sed -n '2,12s/^# *//p' Makefile
 
 setup: $(STAMP)
 
@@ -67,7 +68,10 @@ bench: setup
 bench-peers: setup $(PEERS_STAMP)
 	$(BIN)/python -m loadtests.peers $(ARGS)
 
-bench-training: setup
+bench-train: setup
+	$(BIN)/loraloop bench train $(ARGS)
+
+bench-beside: setup
 	$(BIN)/python -m loadtests.beside_training --url $(HOST) $(ARGS)
 
 # torchvision goes again: text needs none of it, and a build for another torch breaks transformers.

@@ -1,4 +1,4 @@
-"""First tokens with a training job beside the chats, against without: ``make bench-training``.
+"""First tokens with a training job beside the chats, against without: ``make bench-beside``.
 
 Measures a server that runs already (``--url``). Every round has the same traffic without and with
 the job, in an order that alternates, and, with ``--alone``, the job without traffic. What counts is
