@@ -23,6 +23,7 @@ from training.keys.optimisation import OptimisationKeys
 from training.keys.watching import WatchingKeys
 from training.llamafactory.keys import KEYS as THEIR_KEYS
 from training.llamafactory.reader import is_llamafactory, translate
+from training.yaml_file import read_yaml
 
 # Keys of other trainers whose adapters the server could not answer with.
 _NOT_SERVED = {
@@ -76,13 +77,7 @@ def read_settings(path: Path, overrides: list[str]) -> tuple[dict[str, Any], lis
     A file of LLaMA-Factory's is translated. Raises InvalidConfig naming the key, the value and the
     remedy.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InvalidConfig(f"cannot read the configuration {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{path} is not UTF-8 at byte offset {error.start}") from error
-    settings = _parse_yaml(text, str(path))
+    settings = read_yaml(path)
     laid_over = dict(_parse_override(override) for override in overrides)
     if is_llamafactory(settings):
         ours = {key: value for key, value in laid_over.items() if key not in THEIR_KEYS}
@@ -125,32 +120,6 @@ def _describe(problem: Any) -> str:
         return f"{key} is missing"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{key}={problem['input']!r}: {message}" if key else message
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a later duplicate win silently; a duplicate is a mistake here."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(self.construct_object(key_node, deep=True))
-            if key in seen:
-                line = key_node.start_mark.line + 1
-                raise InvalidConfig(f"key {key!r} appears twice (line {line})", param=key)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        settings = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise InvalidConfig(f"{source} is not valid YAML: {error}") from error
-    if settings is None:
-        return {}
-    if not isinstance(settings, dict):
-        raise InvalidConfig(f"{source} holds a {type(settings).__name__}, expected keys and values")
-    return settings
 
 
 def _parse_scalar(key: str, value: str) -> Any:
