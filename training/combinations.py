@@ -64,8 +64,6 @@ def _method(config: TrainingConfig) -> Iterator[Problem]:
             yield key, f"method={method} trains the base's own weights, not an adapter"
         for key in _changed(config, ("suite", "gate", "kept_checkpoints")):
             yield key, f"is for adapters, which method={method} does not make"
-        for key in _changed(config, ("gate", "suite")):
-            yield key, f"method={method} makes a whole model: `loraloop eval ./FOLDER` measures it"
     if method != "adalora":
         for key in _changed(config, _ADALORA_KEYS):
             yield key, f"belongs to method=adalora, this is {method}"

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+import yaml
+
+from artifacts.errors import InvalidData
+from artifacts.home import Home
 from tests.training.evaluate.conftest import World
+from training.config import parse_config
+from training.errors import InvalidConfig
+from training.inputs import load_inputs
 
 
 def test_the_manifest_keeps_what_the_suite_found(world: World) -> None:
@@ -37,3 +47,36 @@ def test_the_strict_gate_judges_by_the_suite(world: World) -> None:
     assert gates["bleu4:chat"].passed is False
     assert version.manifest.gate == "failed"
     assert str(world.data) not in version.manifest.model_dump_json()
+
+
+def test_the_card_of_a_trained_version_tells_all_of_it(world: World) -> None:
+    (version,) = world.registry.list()
+    card = (version.path / "README.md").read_text(encoding="utf-8")
+    matter = yaml.safe_load(card.split("---\n", 2)[1])
+    assert matter["license"] == "cc-by-4.0"
+    assert matter["language"] == ["en"]
+    assert matter["metrics"] == ["perplexity", "bleu", "rouge", "exact_match", "accuracy", "f1"]
+    for text in (
+        "| colours.json | `",
+        "| num rows | 40 |",
+        "### say: classification, 12 rows",
+        "+1.0000 [+1.0000, +1.0000]",
+        "| bleu4:chat | **failed** |",
+        "Knows two colours.",
+    ):
+        assert text in card, text
+    assert str(world.data.parent) not in card  # no path of this machine
+
+
+def test_a_suite_beside_a_whole_model_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="is for adapters"):
+        parse_config({"name": "x", "data": ["x"], "method": "full", "suite": "s.yaml"})
+
+
+def test_a_mistake_in_a_suite_is_told_before_training(world: World, tmp_path: Path) -> None:
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("name: a\ntasks: [{name: t, kind: perplexity, data: nowhere.json}]\n")
+    settings = {"name": "x", "base": str(world.base), "home": str(tmp_path / "home")}
+    config = parse_config(settings | {"data": [str(world.data)], "suite": str(suite)})
+    with pytest.raises(InvalidData, match=r"nowhere\.json"):
+        load_inputs(config, Home.open(tmp_path / "home"))
