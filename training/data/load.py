@@ -78,8 +78,10 @@ def examine(
     compared = Comparison(config, {name: each.rows for name, each in sets.items()})
     overlap = compared.overlap_figures()
     broken = [error for each in sets.values() for error in each.broken]
+    others = {name: each.findings for name, each in sets.items() if name != "data"}
     if against:
         other = read_set(against, renderer, plain)
+        others["against"] = other.findings
         broken += other.broken
         both = {"against": other.rows, "data": data.rows}
         overlap |= Comparison(config, both).overlap_figures()
@@ -88,7 +90,7 @@ def examine(
         settings=config.model_dump(mode="json", include=LOOKED_FOR) | {"max_length": max_length},
         near_duplicates=compared.near_figures(),
         overlap=overlap,
-        others={name: each.findings for name, each in sets.items() if name != "data"},
+        others=others,
     )
     problem = _find_problem(list(sets.values()), broken, config.max_bad_rows, max_length)
     if problem is None:

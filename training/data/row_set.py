@@ -14,6 +14,7 @@ from typing import Any
 from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidData
 from training.data.examples import Example, RowRenderer, Shape, example_hash
+from training.data.forms.openai import NOTHING_LEARNED
 from training.data.records import Conversation, Message, PlainText, PreferencePair, Record
 from training.data.rows import BadRow
 from training.data.sources import SourceRows, read_source
@@ -147,7 +148,7 @@ class _Reading:
             num_rows=sum(source.num_rows for source in sources),
             **bad_figures(self.bad),
             num_too_long=rows.num_too_long,
-            num_masked=rows.num_masked,
+            num_masked=rows.num_masked + sum(bad.reason == NOTHING_LEARNED for bad in self.bad),
             num_truncated=rows.num_truncated,
             num_windowed=rows.num_windowed,
             num_undesirable=rows.num_undesirable,

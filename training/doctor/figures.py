@@ -14,7 +14,7 @@ _LATIN_WORD = re.compile("[A-Za-zÀ-ɏ]+")
 _OTHER_WORD = re.compile(r"[^\W\d_A-Za-zÀ-ɏ\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
 LANGUAGES = ("zh", "en", "mixed", "other")
-_PURE = 0.9  # share of the words from which a text is of one language
+_PURE = 0.8  # share of the words from which a text is of one language
 
 _MAX_CLASSES = 500
 _MAX_LABEL_CHARS = 60

@@ -15,6 +15,8 @@ _MESSAGE_KEYS = {
     *("role", "content", "name", "tool_calls", "tool_call_id", "weight", "reasoning_content")
 }
 
+NOTHING_LEARNED = "every assistant message has weight 0; there is nothing to learn"
+
 
 def read_messages(row: dict[str, Any], column: str) -> list[Message]:
     """The messages with their weights; a key that is null is taken as absent (Parquet fills in)."""
@@ -28,7 +30,7 @@ def read_messages(row: dict[str, Any], column: str) -> list[Message]:
     messages = [_message(each, f"message {n}") for n, each in enumerate(given, start=1)]
     weights = [m.get("weight", 1) for m in messages if m["role"] == "assistant"]
     if weights and not any(weights):
-        raise RowError("every assistant message has weight 0; there is nothing to learn")
+        raise RowError(NOTHING_LEARNED)
     return messages
 
 
