@@ -28,6 +28,8 @@ from training.evaluate.run import EvalOptions, evaluate
 from training.evaluate.suite import load_suite
 from training.evaluation import held_out_loss
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def run(world: World, tmp_path: Path, **options: Any) -> dict[str, Any]:
     """The results of the suite of ``write_suite``, or of ``options['suite']``."""
@@ -277,6 +279,20 @@ def test_a_mistake_in_a_suite_names_file_key_and_value(
     with pytest.raises(InvalidConfig, match=says) as caught:
         load_suite(path)
     assert str(path) in str(caught.value)
+
+
+def test_the_suites_of_the_documentation_load(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in text.split("```yaml\n")[1:]]
+    (documented,) = [block for block in blocks if "tasks:" in block]
+    path = tmp_path / "suite.yaml"
+    path.write_text(documented, encoding="utf-8")
+    assert [task.kind for task in load_suite(path).tasks] == [
+        "classification",
+        "generation",
+        "perplexity",
+    ]
+    assert load_suite(ROOT / "examples" / "banking77.yaml").tasks[0].robustness is not None
 
 
 def test_a_key_given_twice_in_a_suite_is_refused(tmp_path: Path) -> None:
