@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -27,8 +26,6 @@ from training.evaluate.questions import Preparation
 from training.evaluate.run import EvalOptions, evaluate
 from training.evaluate.suite import load_suite
 from training.evaluation import held_out_loss
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(world: World, tmp_path: Path, **options: Any) -> dict[str, Any]:
@@ -245,63 +242,6 @@ def test_a_sample_is_of_the_seed(world: World, tmp_path: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-BAD_SUITES: list[tuple[dict[str, Any], str]] = [
-    ({"tasks": [], "general": None}, "neither tasks nor a general set"),
-    ({"taks": []}, "taks: Extra inputs"),
-    ({"tasks": [{"name": "a b", "kind": "perplexity", "data": "x"}]}, r"tasks.0.name='a b'"),
-    ({"tasks": [{"name": "a", "kind": "guess", "data": "x"}]}, "kind='guess'"),
-    ({"tasks": [{"name": "a", "kind": "perplexity"}]}, "tasks.0.data: Field required"),
-    (
-        {"tasks": [{"name": "a", "kind": "perplexity", "data": "x", "max_new_tokens": 4}]},
-        "max_new_tokens is for tasks that generate",
-    ),
-    (
-        {"tasks": [{"name": "a", "kind": "generation", "data": "x", "labels": ["a", "b"]}]},
-        "labels are for classification",
-    ),
-    (
-        {"tasks": [{"name": "a", "kind": "generation", "data": "x", "system": "{labels}"}]},
-        "only classification has",
-    ),
-    (
-        {"tasks": [{"name": "a", "kind": "generation", "data": {"path": "x", "weight": 2}}]},
-        "a suite has no use for it",
-    ),
-    ({"tasks": [{"name": "a", "kind": "perplexity", "data": "x"}] * 2}, "two tasks are named 'a'"),
-]
-
-
-@pytest.mark.parametrize(("changes", "says"), BAD_SUITES)
-def test_a_mistake_in_a_suite_names_file_key_and_value(
-    tmp_path: Path, changes: dict[str, Any], says: str
-) -> None:
-    path = write_suite(tmp_path, tmp_path / "x", **changes)
-    with pytest.raises(InvalidConfig, match=says) as caught:
-        load_suite(path)
-    assert str(path) in str(caught.value)
-
-
-def test_the_suites_of_the_documentation_load(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    blocks = [block.split("```")[0] for block in text.split("```yaml\n")[1:]]
-    (documented,) = [block for block in blocks if "tasks:" in block]
-    path = tmp_path / "suite.yaml"
-    path.write_text(documented, encoding="utf-8")
-    assert [task.kind for task in load_suite(path).tasks] == [
-        "classification",
-        "generation",
-        "perplexity",
-    ]
-    assert load_suite(ROOT / "examples" / "banking77.yaml").tasks[0].robustness is not None
-
-
-def test_a_key_given_twice_in_a_suite_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "suite.yaml"
-    path.write_text("name: a\nname: b\n", encoding="utf-8")
-    with pytest.raises(InvalidConfig, match="'name' appears twice"):
-        load_suite(path)
-
-
 def classify(data: list[Any], **more: Any) -> dict[str, Any]:
     return {"rows": data, "task": {"name": "t", "kind": "classification"} | more}
 
@@ -336,17 +276,6 @@ def test_data_that_cannot_be_asked_is_named_before_a_model_is_loaded(
     suite = load_suite(write_suite(tmp_path, data, tasks=[what["task"] | {"data": str(data)}]))
     with pytest.raises(error, match=says):
         Preparation(open_base(world.base), 0).prepare(suite)
-
-
-def test_relative_data_lies_below_the_folder_that_is_named(world: World, tmp_path: Path) -> None:
-    tasks = [{"name": "t", "kind": "perplexity", "data": "rows.json"}]
-    path = write_suite(tmp_path, Path("rows.json"), tasks=tasks)
-    below = load_suite(path, tmp_path / "there")
-    assert below.tasks[0].data.path == str(tmp_path / "there" / "rows.json")
-    assert load_suite(path).tasks[0].data.path == "rows.json"
-    hub = yaml.safe_load(path.read_text()) | {"tasks": [tasks[0] | {"data": "hub:a/b"}]}
-    path.write_text(yaml.safe_dump(hub))
-    assert load_suite(path, tmp_path).tasks[0].data.path == "hub:a/b"
 
 
 @pytest.mark.parametrize(
