@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -97,9 +98,8 @@ def test_a_failure_on_the_way_leaves_nothing(
 ) -> None:
     (tmp_path / ".merged.part").mkdir()  # of an export that was killed
     (tmp_path / ".merged.part" / "model.safetensors").write_bytes(b"half")
-    monkeypatch.setattr(
-        merge_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0)
-    )
+    full = SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     with pytest.raises(StorageFull, match="takes .* GB"):
         export(adapter, tmp_path / "merged", tiny_base)
     assert list(tmp_path.iterdir()) == []

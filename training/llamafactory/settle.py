@@ -114,13 +114,17 @@ def parts(theirs: Theirs) -> Ours:
         held_out = _sources_of(theirs, names)
         if strategy == "no":
             return {"test_data": held_out, "split": [1.0, 0.0, 0.0]}
-        return {"validation_data": held_out, "split": [1 - TEST_SHARE, 0.0, TEST_SHARE]}
+        return {"validation_data": held_out, "split": _split(0.0, TEST_SHARE)}
     share = size if size < 1 else _share(theirs, size)
     if strategy == "no":
-        return {"split": [1 - (share or TEST_SHARE), 0.0, share or TEST_SHARE]}
+        return {"split": _split(0.0, share or TEST_SHARE)}
     if not size:
         raise Unsettled("eval_strategy", f"eval_strategy={strategy} needs val_size or eval_dataset")
-    return {"split": [1 - share - TEST_SHARE, share, TEST_SHARE]}
+    return {"split": _split(share, TEST_SHARE)}
+
+
+def _split(validation: float, test: float) -> list[float]:
+    return [round(1 - validation - test, 9), validation, test]
 
 
 def _share(theirs: Theirs, size: float) -> float:
@@ -167,7 +171,8 @@ def start(theirs: Theirs) -> Ours:
     if len(adapters) > 1:
         raise Unsettled(
             "adapter_name_or_path",
-            f"training goes on from one adapter, not from {len(adapters)}; merge them first",
+            f"adapter_name_or_path names {len(adapters)} adapters, and training goes on from one; "
+            "merge them first",
         )
     return ours | ({"start_from": adapters[0]} if adapters else {})
 
