@@ -100,7 +100,7 @@ def test_a_failure_on_the_way_leaves_nothing(
     (tmp_path / ".merged.part" / "model.safetensors").write_bytes(b"half")
     full = SimpleNamespace(free=0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
-    with pytest.raises(StorageFull, match="takes .* GB"):
+    with pytest.raises(StorageFull, match=r"takes .* GB"):
         export(adapter, tmp_path / "merged", tiny_base)
     assert list(tmp_path.iterdir()) == []
 
