@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from artifacts.manifest import CARD_FILE, MANIFEST_FILE
 from artifacts.safe_write import write_json
 from training.errors import InvalidConfig
 
 _IDENTITY_FILE = "run.json"
 _LOCK_FILE = "lock"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _STATE_FILE = "trainer_state.json"  # transformers writes it last into a checkpoint
 
 
@@ -97,14 +99,20 @@ class RunFolder:
             shutil.rmtree(path)
         (self.path / _IDENTITY_FILE).unlink(missing_ok=True)
 
-    def take_copy(self, adapter: Path) -> None:
-        """The published PEFT folder's two files, each whole or not at all."""
-        for file in (
-            adapter / name for name in ("adapter_config.json", "adapter_model.safetensors")
-        ):
-            part = self.path / f".{file.name}"
-            shutil.copyfile(file, part)
-            part.replace(self.path / file.name)
+    def take_copy(self, published: Path) -> None:
+        """What was published, where other trainers leave it: an adapter's files, or links to a
+        whole model's, which are large. Each file is there wholly or not at all."""
+        is_adapter = (published / _ADAPTER_FILES[0]).is_file()
+        own = (MANIFEST_FILE, CARD_FILE)
+        names = [path.name for path in published.iterdir() if path.name not in own]
+        for name in _ADAPTER_FILES if is_adapter else names:
+            part = self.path / f".{name}.part"
+            part.unlink(missing_ok=True)
+            if is_adapter:
+                shutil.copyfile(published / name, part)
+            else:
+                part.symlink_to(published / name)
+            part.replace(self.path / name)
 
     def _checkpoints(self) -> list[Path]:
         """Whole checkpoints, oldest first; one torn by a kill does not count."""

@@ -89,7 +89,11 @@ def _from_entry(source: DataSource, file: Path, name: str | None) -> Place:
     place = f"{file}:{name}"
     _check_keys(source, entry, place)
     num_samples = source.num_samples or _num_samples(entry, place)
-    return Place(_data_of(entry, file, place), _layout_of(entry, place), num_samples)
+    layout = _layout_of(entry, place)
+    if source.form == "text":  # their stage pt reads the prompts of any alpaca entry as text
+        prompt = layout.columns.get("prompt", "instruction")
+        layout = Layout("text", "supervised", {"prompt": prompt}, {})
+    return Place(_data_of(entry, file, place), layout, num_samples)
 
 
 def _read_entries(file: Path) -> dict[str, Any]:
@@ -106,6 +110,7 @@ def _read_entries(file: Path) -> dict[str, Any]:
 
 def _check_keys(source: DataSource, entry: dict[str, Any], place: str) -> None:
     given = {"columns", "tags", "form", "subset", "split"} & source.model_fields_set
+    given -= {"form"} if source.form == "text" else set()
     if given:
         raise InvalidInput(
             f"{place}: {sorted(given)[0]} stands in dataset_info.json; leave it out here",

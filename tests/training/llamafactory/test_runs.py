@@ -40,10 +40,12 @@ def small_data(folder: Path) -> None:
         "identity.json": rows[:20],
         "alpaca_zh_demo.json": rows[20:],
         "dpo_zh_demo.json": pairs,
+        "c4_demo.json": [{"text": f"Tea number {n} is green. " * 20} for n in range(12)],
         "dataset_info.json": {
             "identity": {"file_name": "identity.json"},
             "alpaca_zh_demo": {"file_name": "alpaca_zh_demo.json"},
             "dpo_zh_demo": {"file_name": "dpo_zh_demo.json", **ranking},
+            "c4_demo": {"file_name": "c4_demo.json", "columns": {"prompt": "text"}},
         },
     }
     folder.mkdir()
@@ -87,3 +89,30 @@ def test_sft_dpo_and_merge(
     record = json.loads((merged.path / "export.json").read_text())
     assert record["adapter_content_hash"] == version.content_hash
     assert record["difference"] <= record["tolerance"] < record["effect"]
+
+
+def test_a_whole_model_lies_in_output_dir_and_is_a_base(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORALOOP_HOME", str(tmp_path / "home"))
+    small_data(tmp_path / "data")
+    result = run("train", "full_sft.yaml", tiny_base)
+    assert result.exit_code == 0, result.stderr
+    found = open_base(tmp_path / "saves" / "tiny" / "full" / "sft")
+    assert found.fingerprint == open_base(tmp_path / "home/models/tiny-full-sft@1").fingerprint
+    assert found.fingerprint != open_base(tiny_base).fingerprint
+
+
+def test_plain_text_is_learned_whole(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORALOOP_HOME", str(tmp_path / "home"))
+    small_data(tmp_path / "data")
+    result = run("train", "lora_pretrain.yaml", tiny_base)
+    assert result.exit_code == 0, result.stderr
+    assert "truncated" not in result.stderr
+    home = Home.open(tmp_path / "home")
+    version = Registry(home, Database(home.database_url)).get("tiny-lora-pretrain", 1)
+    assert version.manifest.settings["packing"] is True
