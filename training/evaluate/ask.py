@@ -5,6 +5,7 @@ Whose model it is (base, adapter) is the caller's business: the same function as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from transformers import GenerationConfig
 from artifacts.base import Base
 from training.batches import collate
 from training.data.examples import Example
+from training.errors import GateFailed
 from training.evaluate.answers import Answers
 from training.evaluate.questions import Prepared, PreparedSuite
 from training.evaluation import target_logits, to_device
@@ -53,6 +55,11 @@ def _losses(model: Any, task: Prepared, batch_size: int, tell: Tell) -> list[flo
         for place, loss in zip(places, losses, strict=True):
             found[place] = loss
         tell(task.name, len(places))
+    if not math.isfinite(sum(found)):
+        raise GateFailed(
+            f"the model's loss on task {task.name!r} is {sum(found)}: the weights or their number "
+            "format are at fault; try float32"
+        )
     return found
 
 

@@ -141,7 +141,8 @@ class Preparation:
         _refuse(bad, name)
         if not examples:
             raise InvalidData(f"no row of task {name!r} has a reply within the base's context")
-        return Prepared(name, "perplexity", rows.num_too_long, examples=examples)
+        left_out = rows.num_too_long + rows.num_undesirable
+        return Prepared(name, "perplexity", left_out, examples=examples)
 
     def _asked(self, task: Task, questions: list[_Question], labels: tuple[str, ...]) -> Prepared:
         room = self._base.context_length - task.max_new_tokens
@@ -215,6 +216,8 @@ def _question(record: Record) -> _Question:
     where = f"{record.file}:{record.line}"
     if not isinstance(record, Conversation):
         raise InvalidData(f"{where}: only rows with a question and a reply can be asked")
+    if record.is_desirable is False:
+        raise InvalidData(f"{where}: a reply that is called undesirable is nothing to compare with")
     *before, reply = record.messages
     reference = reply.get("content")
     if not isinstance(reference, str) or not reference.strip() or reply.get("tool_calls"):

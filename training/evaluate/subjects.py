@@ -39,7 +39,8 @@ class Candidate:
 
 
 def find_candidate(text: str, registry: Registry, base: Base) -> Candidate:
-    """``name``, ``name@3``, ``name@alias``, a folder (with a path separator in it), or the base.
+    """``name``, ``name@3``, ``name@alias``, a whole model's ``name@3``, a folder (with a path
+    separator in it), or the base.
 
     Raises NotFound, InvalidConfig and AdapterRejected for what does not fit ``base``.
     """
@@ -50,6 +51,8 @@ def find_candidate(text: str, registry: Registry, base: Base) -> Candidate:
     try:
         version = registry.resolve(parse_ref(text))
     except (NotFound, InvalidInput) as error:
+        if (whole := registry.home.models / text).is_dir():
+            return _of_folder(whole, base)
         hint = f"; the folder here is ./{text}" if Path(text).is_dir() else ""
         raise NotFound(f"{error}{hint}") from error
     return _of_adapter(version.id, version.path, base)

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 from artifacts.base import load_transformers_model, open_base
 from artifacts.chat import ChatRenderer
 from artifacts.errors import AdapterRejected, InvalidData, LoraloopError, NotFound
+from artifacts.home import Home
 from loraloop import app
 from tests.training.evaluate.conftest import World, write_suite
-from training.errors import InvalidConfig
+from training.errors import GateFailed, InvalidConfig
 from training.evaluate.ask import _batches, ask
 from training.evaluate.questions import Preparation
 from training.evaluate.run import EvalOptions, evaluate
@@ -125,6 +126,16 @@ def test_an_answer_ends_at_the_bases_eos_even_if_the_tokenizer_calls_it_text(
     assert said == base.tokenizer.decode(upto, skip_special_tokens=True).strip()
 
 
+def test_a_loss_that_is_not_a_number_is_told(world: World, tmp_path: Path) -> None:
+    base = open_base(world.base)
+    prepared = Preparation(base, 0).prepare(load_suite(write_suite(tmp_path, world.data)))
+    model = load_transformers_model(base)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(GateFailed, match="task 'rows' is nan"):
+        ask(model, base, prepared, 8)
+
+
 def test_long_rows_come_in_smaller_batches_and_every_row_once() -> None:
     rows: list[Sequence[int]] = [range(n) for n in (5, 20_000, 7, 15_000, 900, 17_000)]
     batches = list(_batches(rows, 3, num_new=100))
@@ -212,6 +223,11 @@ def test_the_base_and_a_whole_model_can_be_asked(world: World, tmp_path: Path) -
     say = found["tasks"][0]
     assert say["figures"]["adapter"] == say["figures"]["base"]  # the same weights
     assert found["forgetting"] == 0
+    models = Home.open(world.home).models
+    models.mkdir(exist_ok=True)
+    whole.rename(models / "whole@1")  # as a run publishes it
+    again = run(world, tmp_path, adapter="whole@1", limit=2)
+    assert again["tasks"] == found["tasks"]
 
 
 def test_a_system_prompt_lists_the_labels_and_long_rows_are_counted(
@@ -246,9 +262,14 @@ def classify(data: list[Any], **more: Any) -> dict[str, Any]:
     return {"rows": data, "task": {"name": "t", "kind": "classification"} | more}
 
 
+KTO = {
+    "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "bad"}],
+    "kto_tag": False,
+}
 BAD_DATA: list[tuple[dict[str, Any], type[LoraloopError], str]] = [
     (classify([{"instruction": "x"}]), InvalidData, r"rows.json:1"),
     (classify([{"text": "only text"}]), InvalidData, "question and a reply"),
+    (classify([KTO]), InvalidData, "called undesirable"),
     (
         classify([{"instruction": "x", "output": "c"}], labels=["a", "b"]),
         InvalidConfig,
