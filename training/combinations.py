@@ -6,6 +6,7 @@ Knows no base and no torch, but asks torch for CUDA where a key needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from training.errors import InvalidConfig
@@ -32,7 +33,8 @@ def check_combination(config: TrainingConfig) -> None:
 
 
 def check_device(config: TrainingConfig) -> None:
-    """Raises InvalidConfig for what needs CUDA on a machine without; imports torch only then."""
+    """Raises InvalidConfig for what this machine lacks: CUDA, for which alone torch is asked, or
+    bitsandbytes."""
     wanted = [("optimizer", config.optimizer in _CUDA_OPTIMIZERS, "adamw"),
               ("dtype", config.dtype == "float16", "bfloat16 or float32")]  # fmt: skip
     for key, needs_cuda, instead in wanted:
@@ -42,6 +44,12 @@ def check_device(config: TrainingConfig) -> None:
                 f"{instead}",
                 param=key,
             )
+    if config.quantization != "none" and find_spec("bitsandbytes") is None:
+        raise InvalidConfig(
+            f"quantization={config.quantization!r} needs bitsandbytes; install it with: "
+            "pip install 'loraloop[quantization]'",
+            param="quantization",
+        )
 
 
 def _has_cuda() -> bool:
@@ -106,8 +114,8 @@ def _initialisation(config: TrainingConfig) -> Iterator[Problem]:
             yield (
                 "initialisation",
                 (
-                    "it moves a part of the base's weights into the adapter, which a quantised base "
-                    "cannot give back exactly; take default or gaussian"
+                    "it moves a part of the base's weights into the adapter, and a quantised base "
+                    "cannot give it back exactly; take default or gaussian"
                 ),
             )
 

@@ -25,12 +25,14 @@ from training.batches import collate
 from training.data.examples import Example
 from training.errors import GateFailed
 from training.evaluation import HeldOutLoss, forward, to_device
+from training.methods.quantized import dense_weight, is_quantized
 
 NUM_PROBE_ROWS = 4
 MAX_PROBE_TOKENS = 256
 
 # Largest difference of a probe logit, as a share of the base's largest.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+INT8_TOLERANCE = 5e-2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def probe_adapter(
     Merges in place: the model is spent afterwards, because a second copy of a large base would not
     fit beside it. Raises GateFailed if a module of ``weights`` is not in the model.
     """
+    tolerance = _tolerance(model.get_base_model())
     with model.disable_adapter():
         base = probe_logits(model, examples)
         _merge(model.get_base_model(), weights)
@@ -70,7 +73,7 @@ def probe_adapter(
     return Probe(
         effect=(adapted - base).abs().max().item() / scale,
         difference=(merged - adapted).abs().max().item() / scale,
-        tolerance=TOLERANCE[next(model.get_base_model().parameters()).dtype],
+        tolerance=tolerance,
         logits_hash=hashlib.sha256(merged.cpu().numpy().tobytes()).hexdigest(),
     )
 
@@ -94,6 +97,12 @@ def check_gate(adapter: HeldOutLoss, probe: Probe) -> list[GateResult]:
     ]
 
 
+def _tolerance(base_model: Any) -> float:
+    """8-bit layers round what goes into them, which merged ones do not."""
+    has_8_bit = any(type(p).__name__ == "Int8Params" for p in base_model.parameters())
+    return INT8_TOLERANCE if has_8_bit else TOLERANCE[next(base_model.parameters()).dtype]
+
+
 @torch.no_grad()
 def _merge(base_model: Any, weights: LoraWeights) -> None:
     for path, pair in weights.pairs.items():
@@ -101,6 +110,19 @@ def _merge(base_model: Any, weights: LoraWeights) -> None:
             linear = base_model.get_submodule(path)
         except AttributeError as error:
             raise GateFailed(f"the saved adapter names {path}, which the base has not") from error
-        weight = getattr(linear, "base_layer", linear).weight  # [out, in]
+        base_layer = getattr(linear, "base_layer", linear)
         delta = pair.scaling * (pair.b.float() @ pair.a.float())
-        weight += delta.to(weight)
+        if is_quantized(base_layer):  # no sum of two matrices is 4 or 8 bits wide
+            linear.base_layer = _dense(base_layer, delta)
+        else:
+            base_layer.weight += delta.to(base_layer.weight)
+
+
+def _dense(quantized: Any, delta: Tensor) -> torch.nn.Linear:
+    """What the layer computes with, in full, and ``delta``."""
+    weight = dense_weight(quantized).float()
+    dense = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=quantized.bias is not None)
+    dense.weight = torch.nn.Parameter(weight + delta.to(weight), requires_grad=False)
+    if quantized.bias is not None:
+        dense.bias = torch.nn.Parameter(quantized.bias.float(), requires_grad=False)
+    return dense

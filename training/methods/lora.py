@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from artifacts.base import Base, Checkpoint, load_transformers_model
 from training.config import TrainingConfig
 from training.methods.plain_lora import tidy_adapter, write_adapter
+from training.methods.quantized import load_quantized
 from training.methods.start import StartAdapter
 from training.methods.targets import choose_layers, choose_targets
 from training.plan import Plan
@@ -50,7 +51,7 @@ class Lora:
         from transformers import set_seed
 
         set_seed(self._config.seed)  # the initial A matrices
-        base_model = load_transformers_model(self._base, self._plan.dtype)
+        base_model = self._load_base()
         if self._config.gradient_checkpointing:
             base_model.enable_input_require_grads()  # else no gradient reaches the first layer
         if self._start is not None:
@@ -62,6 +63,11 @@ class Lora:
                 for module, (a, b) in lora_pairs(model).items()
             }
         return model
+
+    def _load_base(self) -> Any:
+        if self._config.quantization == "none":
+            return load_transformers_model(self._base, self._plan.dtype)
+        return load_quantized(self._base, self._config, self._plan.dtype)
 
     def make_optimizer(self, model: Any, kind: type[Optimizer], options: dict[str, Any]) -> Any:
         """LoRA+: B learns ``loraplus_ratio`` times as fast as A."""
