@@ -91,6 +91,7 @@ class ProgressBar:
             "remedy": self._remedied,
             "used": self._used,
             "published": self._published,
+            "stage_published": self._published,
             "failed": self._failed,
             "interrupted": self._interrupted,
         }
@@ -167,8 +168,9 @@ class ProgressBar:
 
     def _published(self, event: Event) -> None:
         kind, metrics = "adapter" if "adapter" in event else "model", event["metrics"]
+        stage = f"stage {event['stage']} of {event['num_stages']}: " if "stage" in event else ""
         self._console.print(
-            f"[bold]{event[kind]}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
+            f"{stage}[bold]{event[kind]}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
             f"{metrics['base_perplexity']:.2f} → {metrics[f'{kind}_perplexity']:.2f}"
         )
         if kind == "model":

@@ -20,13 +20,14 @@ from artifacts.errors import InvalidData
 from artifacts.home import Home
 from training.config import TrainingConfig, parse_config, read_settings
 from training.doctor.keep import keep_report
-from training.errors import Interrupted, failure_code, storage_problem
+from training.errors import Interrupted, InvalidConfig, failure_code, storage_problem
 from training.events import JsonLines, ProgressBar, Reporter, claim_stdout
 from training.inputs import load_inputs
 from training.outcome import Outcome
 from training.remedy import with_remedies
 from training.run_folder import RunFolder
 from training.signals import StopRequest
+from training.stages import parse_stages, run_stages
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -65,7 +66,10 @@ def _run_and_tell(
         settings, notes = read_settings(config, list(overrides))
         if notes:
             reporter.emit({"event": "noted", "notes": notes})
-        outcome = train_adapter(parse_config(settings), reporter, stop)
+        if "stages" in settings:
+            outcome = run_stages(parse_stages(settings), train_adapter, reporter, stop)
+        else:
+            outcome = train_adapter(parse_config(settings), reporter, stop)
     except Interrupted as interruption:
         stop.ignore()
         reporter.emit({"event": "interrupted", "step": interruption.step})
@@ -127,6 +131,7 @@ def _tell_failure(error: Exception, reporter: Reporter) -> None:
         "event": "failed",
         "code": code,
         "message": message,
+        "param": error.param if isinstance(error, InvalidConfig) else None,  # the key at fault
         "rows": [{"file": file, "line": line, "reason": reason} for file, line, reason in rows],
     })  # fmt: skip
 
