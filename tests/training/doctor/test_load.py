@@ -253,7 +253,7 @@ def test_what_a_tool_said_is_not_tidied_but_redacted(tmp_path: Path, base: Base)
     from training.doctor.edits import Treatment
 
     call = {"type": "function", "function": {"name": "f", "arguments": {"to": "a@b.example.com"}}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "<b>Q</b>"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "<b>13800138000</b>"},
