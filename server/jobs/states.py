@@ -128,10 +128,12 @@ def reported_error(event: dict[str, Any]) -> JobError:
     if len(rows) > _MAX_ROWS_SHOWN:
         lines.append(f"… and {len(rows) - _MAX_ROWS_SHOWN} more rows")
     is_data = code == "invalid_data"
+    key = event.get("param")
+    param = f"loraloop.{key}" if code == "invalid_config" and isinstance(key, str) else None
     return JobError(
         BAD_DATA if is_data else code,
         "\n".join(lines),
-        "training_file" if is_data else None,
+        "training_file" if is_data else param,
         rows,
     )
 

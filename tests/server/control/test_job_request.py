@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from artifacts.errors import InvalidInput
-from server.jobs.request import CreateJob, TrainAdapter, job_of
+from server.jobs.request import (
+    CreateJob,
+    DpoHyperparameters,
+    Hyperparameters,
+    TrainAdapter,
+    job_of,
+)
 from server.jobs.settings import TrainingSettings
 from training.config import TrainingConfig, parse_config
 from training.errors import InvalidConfig
@@ -89,6 +96,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     **{key: {"method": "adalora", "rank": 1} for key in VALID if key.startswith("adalora_")},
     **{key: {"objective": "dpo"} for key in VALID if key.startswith("dpo_")},
     "double_quantization": {"quantization": "nf4"},
+    "window_overlap": {"long_rows": "window"},
+    "sample_by": {"sampling": "inverse_frequency"},
 }
 INVALID: dict[str, Any] = {
     "rank": 0,
@@ -209,6 +218,14 @@ def test_whole_models_are_refused_with_the_way_to_make_them() -> None:
     for method in ("full", "freeze"):
         with pytest.raises(ValidationError, match="loraloop train"):
             TrainingSettings.model_validate({"method": method})
+
+
+def test_the_page_says_what_every_field_does() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "fine-tuning.md").read_text()
+    for field in CreateJob.model_fields:
+        assert f"`{field}`" in page, field
+    for model in (Hyperparameters, DpoHyperparameters):
+        assert all(f"`{field}`" in page for field in model.model_fields)
 
 
 def create(**fields: Any) -> dict[str, Any]:

@@ -81,3 +81,10 @@ def test_bad_rows_are_named_and_bounded() -> None:
 @pytest.mark.parametrize("rows", [None, "many", [None], [{"line": 3}]])
 def test_odd_failed_events_are_survived(rows: Any) -> None:
     assert reported_error({"event": "failed", "rows": rows}).code == "internal"
+
+
+def test_a_setting_that_cannot_be_run_is_the_errors_param() -> None:
+    event = {"event": "failed", "code": "invalid_config", "message": "no", "param": "rank"}
+    assert reported_error(event).param == "loraloop.rank"
+    assert reported_error({**event, "param": None}).param is None
+    assert reported_error({**event, "code": "gate"}).param is None
