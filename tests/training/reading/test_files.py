@@ -81,6 +81,15 @@ def test_whatever_json_writes_is_read_back_however_the_window_cuts_it(
         assert [row.line for row in rows] == starts
 
 
+def test_a_number_is_not_cut_at_the_edge_of_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for chunk in range(1, 9):
+        monkeypatch.setattr(json_text, "_CHUNK_CHARS", chunk)
+        rows, _ = read(write(tmp_path, "[1234567, -2.5e10, true,12]"))
+        assert [row.value for row in rows] == [1234567, -2.5e10, True, 12]
+
+
 @pytest.mark.parametrize("form", ["array", "lines"])
 def test_a_key_given_twice_is_a_bad_row_and_the_next_one_is_read(tmp_path: Path, form: str) -> None:
     row = '{"instruction": "Q", "output": "A", "output": "B"}'
@@ -197,6 +206,8 @@ def test_encodings_are_found_and_lines_counted_in_them(
         (b'{"a": 1}\n{"a": "caf\xe9 au lait, na\xefve"}', "rows.json:2: neither UTF-8"),  # Latin-1
         # one byte lost in a file of UTF-8: as GB18030 it would be read, as other characters
         ((CHINESE * 9).encode().replace("嬛".encode(), "嬛".encode()[:2], 1), "rows.json:2: nei"),
+        ('{"a": "好看。"}\n'.encode().replace(b"\x82", b""), "rows.json:1: neither UTF-8"),
+        (b'{"a": "r\xe9gime"}', "rows.json:1: neither UTF-8"),  # GBK has a sign for it: 間
         ('{"a": 1}'.encode("utf-16")[:-1], "rows.json:1: not UTF-16"),
         (CHINESE.encode()[:-10], "rows.json:2: neither UTF-8"),  # torn in a character
     ],

@@ -15,9 +15,10 @@ from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidData
 from tests.training.conftest import rows
 from training.config import TrainingConfig, parse_config
-from training.data.load import TrainingData, load_data
+from training.data.load import TrainingData, load_data, wanted_rows
 from training.data.load_streamed import load_streamed
 from training.data.spill import SpilledExamples
+from training.data.stream_set import stream_set
 from training.errors import InvalidConfig
 
 MIB = 1 << 20
@@ -101,6 +102,10 @@ def test_bad_rows_are_counted_all_and_listed_first(tmp_path: Path, base: Base) -
     with pytest.raises(InvalidData, match="1500 of 1500 rows cannot be used") as caught:
         streamed(base, tmp_path, config)
     assert "and 1480 more" in str(caught.value)
+    assert [row[1] for row in caught.value.rows] == list(range(1, 21))
+    renderer, wanted = ChatRenderer(base.tokenizer), wanted_rows(config, 64)
+    found = stream_set(config.data, renderer, wanted, tmp_path)
+    assert (len(found.bad), found.findings.num_bad) == (1000, 1500)
     too_long = [{"instruction": "q" * 99, "output": str(i)} for i in range(4)]
     with pytest.raises(InvalidData, match="in all 4 usable rows the reply starts after"):
         streamed(base, tmp_path, make_config(write(tmp_path, too_long)))

@@ -15,6 +15,7 @@ from training.data.rows import MAX_ROW_CHARS, BadRow, Row, broken_file
 
 _CHUNK_CHARS = 1 << 18
 _SPACE = re.compile(r"[ \t\r\n]*")
+_ENDS = frozenset(", ]\t\r\n")  # what may stand behind a number
 # What is cut off in the middle of a number, a word or an escape is found this near to the end.
 _LONGEST_TORN = 16
 
@@ -139,12 +140,17 @@ class _Scan:
             except ValueError as error:  # Python's limit for the digits of one integer
                 raise self._broken(f"not valid JSON: {error}") from error
             else:
-                # A number at the edge of the window may go on behind it.
-                if end < len(self._text) or not self._read_on():
+                if self._is_whole(value, end) or not self._read_on():
                     self._move_to(end)
                     return value, complaint
             if len(self._text) - self._position > MAX_ROW_CHARS:
                 raise self._broken(f"a row longer than {MAX_ROW_CHARS} characters")
+
+    def _is_whole(self, value: Any, end: int) -> bool:
+        """A number or a word may go on behind the window's edge, and end there as another."""
+        if isinstance(value, dict | list | str):
+            return True
+        return self._text[end : end + 1] in _ENDS
 
     def _is_torn(self, error: json.JSONDecodeError) -> bool:
         """Whether the element may only be cut off by the window's edge."""
