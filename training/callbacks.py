@@ -1,7 +1,7 @@
 """What transformers' Trainer tells the outside while it runs: events, and when to stop.
 
 State that must survive a resume lives in the trainer's own state: the loss of every step is in
-``log_history``, the patience in transformers' EarlyStoppingCallback.
+``log_history``, the patience in ``training.early_stopping``.
 """
 
 from __future__ import annotations

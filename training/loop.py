@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     Trainer,
     TrainerControl,
@@ -26,6 +25,7 @@ from training.batches import ExampleDataset, ShuffledBatches
 from training.callbacks import AfterStep, Checkpoints, ProgressEvents
 from training.config import TrainingConfig
 from training.data.split import Split
+from training.early_stopping import EarlyStopping, had_stopped_early
 from training.events import Reporter
 from training.methods.method import Method
 from training.methods.state import load_state, save_state
@@ -36,7 +36,21 @@ from training.signals import StopRequest
 from training.watch.callbacks import LiveDoctor
 from training.watch.trackers import tracker_callbacks
 
-_SCHEDULERS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_SCHEDULERS = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "constant": "constant_with_warmup",
+    "plateau": "reduce_lr_on_plateau",
+}
+# Half the rate after two evaluations without improvement: torch's ten are more than a run has.
+_PLATEAU = {"factor": 0.5, "patience": 1}
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+    "sgd": "sgd",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +186,12 @@ def build_trainer(model: Any, split: Split, session: Session) -> MethodTrainer:
     trainer.add_callback(Checkpoints(session.stop, config.save_steps))
     if config.early_stopping_patience is not None and plan.eval_steps is not None:
         trainer.add_callback(
-            EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold)
+            EarlyStopping(
+                config.early_stopping_patience,
+                config.early_stopping_unit,
+                config.early_stopping_threshold,
+                session.method.first_publishable_step,
+            )
         )
     for callback in tracker_callbacks(config, session.folder.logs, session.first_step):
         trainer.add_callback(callback)
@@ -186,21 +205,12 @@ def run_training(trainer: MethodTrainer, session: Session) -> None:
     validation part). A stop request leaves a checkpoint and raises Interrupted.
     """
     checkpoint = session.checkpoint
-    if checkpoint is not None and _had_stopped_early(checkpoint, session.config):
+    if checkpoint is not None and had_stopped_early(checkpoint):
         trainer.take_best_of(checkpoint)
         return
     with session.stop.noted():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     session.stop.check()
-
-
-def _had_stopped_early(checkpoint: Path, config: TrainingConfig) -> bool:
-    """A run killed between its early stop and its publication must not train on."""
-    patience = read_state(checkpoint)["stateful_callbacks"].get("EarlyStoppingCallback")
-    if patience is None or config.early_stopping_patience is None:
-        return False
-    counted: int = patience["attributes"]["early_stopping_patience_counter"]
-    return counted >= config.early_stopping_patience
 
 
 def _arguments(session: Session) -> TrainingArguments:
@@ -213,11 +223,15 @@ def _arguments(session: Session) -> TrainingArguments:
         gradient_accumulation_steps=config.gradient_accumulation,
         max_steps=plan.total_steps,
         learning_rate=plan.learning_rate,
+        optim=_OPTIMIZERS[config.optimizer],
         lr_scheduler_type=_SCHEDULERS[config.lr_scheduler],
+        lr_scheduler_kwargs=_PLATEAU if config.lr_scheduler == "plateau" else None,
+        neftune_noise_alpha=config.neftune_alpha,
         warmup_steps=plan.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         bf16=plan.dtype == "bfloat16",
+        fp16=plan.dtype == "float16",
         use_cpu=not torch.cuda.is_available(),  # without it, bf16 is refused on a CPU
         activation_checkpointing=config.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
