@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import Any
 
@@ -10,7 +11,6 @@ import openai
 import pytest
 
 from artifacts.home import Home
-from server.routes import event_stream
 from tests.server.conftest import Live, wait_until
 from tests.server.control.conftest import Trained
 from tests.server.control.scripts import GOOD, STARTED
@@ -127,8 +127,6 @@ def test_a_job_may_start_from_a_checkpoint(
     job = api.fine_tuning.jobs.create(model=name, training_file=upload(api, *GOOD))
     assert job.model == name
     wait_for(api, job.id, "succeeded")
-    import json
-
     facts = json.loads((home.jobs / job.id / "work" / "env.json").read_text())
     folder = home.jobs / paused.id / "work" / "checkpoints" / "step-5"
     assert facts["config"]["start_from"] == str(folder)
@@ -136,44 +134,3 @@ def test_a_job_may_start_from_a_checkpoint(
     shutil.rmtree(folder)
     with pytest.raises(openai.NotFoundError):
         api.fine_tuning.jobs.create(model=name, training_file=job.training_file)
-
-
-def test_streamed_events_reach_the_official_client(
-    api: openai.OpenAI, live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from openai.types.fine_tuning import FineTuningJobEvent
-
-    monkeypatch.setattr(event_stream, "PAGE", 2)
-    monkeypatch.setattr(event_stream, "POLL_S", 0.02)
-    job = api.fine_tuning.jobs.create(model="tiny-base", training_file=upload(api, *GOOD))
-    path = f"/fine_tuning/jobs/{job.id}/events"
-    stream = api.get(
-        path,
-        cast_to=FineTuningJobEvent,
-        stream=True,
-        stream_cls=openai.Stream[FineTuningJobEvent],
-        options={"params": {"stream": "true"}},
-    )
-    streamed = [event.id for event in stream]
-    listed = [event.id for event in api.fine_tuning.jobs.list_events(job.id)]
-    assert streamed == listed[::-1]
-    assert len(streamed) > 4
-    headers = {"accept": "text/event-stream"}
-    rest = httpx.get(f"{live.url}/v1{path}", headers=headers, params={"after": streamed[-2]})
-    assert rest.headers["content-type"].startswith("text/event-stream")
-    assert rest.text.count("data: ") == 2
-    assert rest.text.endswith("data: [DONE]\n\n")
-
-
-@pytest.mark.parametrize(
-    ("params", "status"),
-    [({"order": "desc"}, 400), ({"limit": 3}, 400), ({"after": "nonsense"}, 400)],
-)
-def test_a_stream_refuses_what_belongs_to_pages(
-    api: openai.OpenAI, live: Live, params: dict[str, Any], status: int
-) -> None:
-    job = api.fine_tuning.jobs.create(model="tiny-base", training_file=upload(api, *GOOD))
-    url = f"{live.url}/v1/fine_tuning/jobs"
-    answer = httpx.get(f"{url}/{job.id}/events", params={"stream": True, **params})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (status, next(iter(params)))
-    assert httpx.get(f"{url}/ftjob-none/events?stream=true").status_code == 404
