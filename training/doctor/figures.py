@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from training.doctor.personal import redact
+
 # Chinese characters, and the scripts that others are told by.
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _KANA = re.compile("[\u3040-\u30ff]")
@@ -73,5 +75,5 @@ def class_figures(labels: Sequence[str], *, is_given: bool) -> dict[str, Any] | 
         "num_classes": len(ranked),
         "largest": ranked[0][1],
         "smallest": ranked[-1][1],
-        "rows": dict(ranked[:20]),
+        "rows": {redact(label): count for label, count in ranked[:20]},
     }

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.data.rows import BadRow
+from training.doctor.personal import redact
 
 NUM_LISTED = 20
 _MAX_SHOWN_CHARS = 160
@@ -93,7 +94,8 @@ def pair_places(pairs: Iterable[tuple[str, str]], num_listed: int = 5) -> list[d
 
 
 def example_of(before: str, after: str) -> dict[str, str]:
-    """Where the two texts begin to differ, with a little around it."""
+    """Where the two texts begin to differ, with a little around it; personal data is left out."""
+    before, after = redact(before), redact(after)
     same = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
     start = max(0, same - 20)
     return {"before": _shorten(before[start:]), "after": _shorten(after[start:])}
