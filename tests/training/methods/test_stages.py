@@ -145,3 +145,10 @@ def test_overrides_apply_to_the_top_level(settings: dict[str, Any], tmp_path: Pa
     first, second = parse_stages(read)
     assert [stage.config.epochs for stage in (first, second)] == [1, 7]
     assert [stage.config.seed for stage in (first, second)] == [3, 3]
+
+
+def test_the_documentations_stages_are_stages() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    block = page.split("```yaml\n")[1].split("```")[0]
+    stages = parse_stages(yaml.safe_load(block))
+    assert [stage.config.objective for stage in stages] == ["sft", "sft", "dpo"]
