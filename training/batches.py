@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from training.data.examples import IGNORED, Example
+from training.data.examples import IGNORED, Example, lengths_of
+from training.data.mixing import Mix
 
 
 class Batch(TypedDict):
@@ -41,30 +42,41 @@ class ExampleDataset(Dataset[Example]):
 
 
 class ShuffledBatches(Sampler[list[int]]):
-    """Every index once per epoch, ``batch_size`` at a time; accelerate sets the epoch.
+    """Every index once per epoch, or as often as the mix says, ``batch_size`` at a time; accelerate
+    sets the epoch.
 
     With ``max_tokens``, a batch holds instead as many rows as fit, give or take one: packing. The
     number of batches is the same in all epochs then too; a schedule and a resume count on it.
     """
 
     def __init__(
-        self, examples: Sequence[Example], batch_size: int, seed: int, max_tokens: int | None = None
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        seed: int,
+        max_tokens: int | None = None,
+        mix: Mix | None = None,
     ) -> None:
-        self._lengths = [len(example.input_ids) for example in examples]
+        self._lengths = lengths_of(examples)
         self._batch_size = batch_size
         self._seed = seed
         self._max_tokens = max_tokens
+        self._mix = mix
+        self._num_batches = num_batches(self._lengths, batch_size, max_tokens, mix)
         self._epoch = 0
 
     def __len__(self) -> int:
-        return num_batches(self._lengths, self._batch_size, self._max_tokens)
+        return self._num_batches
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self._seed << 20 | self._epoch)
-        order = torch.randperm(len(self._lengths), generator=generator).tolist()
+        rows: Sequence[int] = range(len(self._lengths))
+        if self._mix is not None:
+            rows = self._mix.epoch_rows(self._epoch)
+        order = [rows[place] for place in torch.randperm(len(rows), generator=generator).tolist()]
         if self._max_tokens is None:
             for start in range(0, len(order), self._batch_size):
                 yield order[start : start + self._batch_size]
@@ -72,12 +84,16 @@ class ShuffledBatches(Sampler[list[int]]):
             yield from self._packed(order)
 
     def _packed(self, order: list[int]) -> Iterator[list[int]]:
-        """Cuts the epoch's tokens into equal parts; a row belongs where its first token falls."""
+        """Cuts the epoch's tokens into equal parts; a row belongs where its first token falls.
+
+        Unless too few rows were left for the batches to come: each of these gets one.
+        """
         batch: list[int] = []
-        share = sum(self._lengths) / len(self)
+        share = sum(self._lengths[index] for index in order) / len(self)
         number, begin = 1, 0
-        for index in order:
-            if begin >= number * share:
+        for place, index in enumerate(order):
+            must_end = len(order) - place <= len(self) - number
+            if batch and number < len(self) and (must_end or begin >= number * share):
                 yield batch
                 batch, number = [], number + 1
             batch.append(index)
@@ -85,16 +101,19 @@ class ShuffledBatches(Sampler[list[int]]):
         yield batch
 
 
-def num_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None) -> int:
+def num_batches(
+    lengths: Sequence[int], batch_size: int, max_tokens: int | None, mix: Mix | None = None
+) -> int:
     """Batches per epoch, by rows or, with ``max_tokens``, by tokens."""
     if max_tokens is None:
-        return math.ceil(len(lengths) / batch_size)
-    return _num_packed(lengths, max_tokens)
+        return math.ceil((len(lengths) if mix is None else len(mix)) / batch_size)
+    num_tokens = sum(lengths) if mix is None else round(float(mix.rates @ lengths))
+    return _num_packed(num_tokens, max(lengths), max_tokens)
 
 
-def _num_packed(lengths: Sequence[int], max_tokens: int) -> int:
+def _num_packed(num_tokens: int, longest: int, max_tokens: int) -> int:
     """How many batches of about ``max_tokens`` an epoch makes; none is empty."""
-    return max(1, min(math.ceil(sum(lengths) / max_tokens), sum(lengths) // max(lengths)))
+    return max(1, min(math.ceil(num_tokens / max_tokens), num_tokens // longest))
 
 
 def collate(examples: Sequence[Example]) -> Batch:

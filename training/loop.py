@@ -24,6 +24,7 @@ from transformers import (
 from training.batches import ExampleDataset, ShuffledBatches
 from training.callbacks import AfterStep, Checkpoints, ProgressEvents
 from training.config import TrainingConfig
+from training.data.mixing import training_mix
 from training.data.split import Split
 from training.early_stopping import EarlyStopping, had_stopped_early
 from training.events import Reporter
@@ -110,7 +111,9 @@ class MethodTrainer(Trainer):  # type: ignore[misc]
     def make_batches(self) -> ShuffledBatches:
         """The order of the rows, from the first epoch on."""
         config = self.config
-        return ShuffledBatches(self.split.train, config.batch_size, config.seed, self._max_tokens)
+        rows = self.split.train
+        mix = training_mix(config, rows)
+        return ShuffledBatches(rows, config.batch_size, config.seed, self._max_tokens, mix)
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:

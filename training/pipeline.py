@@ -27,6 +27,8 @@ from training.batches import num_batches
 from training.checkpoints import KeptCheckpoints
 from training.combinations import MAX_RANK
 from training.config import TrainingConfig
+from training.data.examples import lengths_of
+from training.data.mixing import training_mix
 from training.errors import GateFailed
 from training.evaluate.beside import SuiteBeside
 from training.evaluation import HeldOutLoss, held_out_loss
@@ -189,8 +191,8 @@ def open_session(
 def _num_batches(inputs: Inputs) -> int:
     config, rows = inputs.config, inputs.data.split.train
     max_length = settle_max_length(config, inputs.base.context_length)
-    lengths = [len(row.input_ids) for row in rows]
-    return num_batches(lengths, config.batch_size, max_batch_tokens(config, max_length))
+    max_tokens = max_batch_tokens(config, max_length)
+    return num_batches(lengths_of(rows), config.batch_size, max_tokens, training_mix(config, rows))
 
 
 def load_trainer(inputs: Inputs, session: Session) -> MethodTrainer:

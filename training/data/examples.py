@@ -26,6 +26,7 @@ __all__ = [
     "RowRenderer",
     "Shape",
     "example_hash",
+    "lengths_of",
     "render_examples",
     "row_identity",
 ]
@@ -203,6 +204,12 @@ def render_examples(records: Iterable[Record], renderer: ChatRenderer, shape: Sh
         num_windowed=rows.num_windowed,
         num_undesirable=rows.num_undesirable,
     )
+
+
+def lengths_of(examples: Sequence[Example]) -> list[int]:
+    """Tokens of each; examples on disk (training.data.spill) know theirs without being read."""
+    kept = getattr(examples, "lengths", None)
+    return [len(e.input_ids) for e in examples] if kept is None else kept.tolist()
 
 
 def example_hash(example: Example) -> bytes:

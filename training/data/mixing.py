@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from training.config import TrainingConfig
 from training.data.examples import Example
 
 Sampling = Literal["natural", "inverse_frequency"]
@@ -68,7 +69,6 @@ class Mix:
         # Rows of one kind and source lie together, so that their share is kept to one row.
         self._order = np.lexsort((draw.permutation(len(sources)), sources, kinds))
         self._offset = draw.random()
-        self._is_plain = bool((self.rates == 1).all())
 
     def __len__(self) -> int:
         """Rows per epoch."""
@@ -81,8 +81,6 @@ class Mix:
         whole number are the epoch's rows. From epoch to epoch the marks move by van der Corput's
         sequence, so that an example of rate r is shown within 2 / r epochs.
         """
-        if self._is_plain:
-            return range(self._num_rows)
         offset = (self._offset + _van_der_corput(epoch)) % 1.0
         ends = np.cumsum(self.rates[self._order])
         ends[-1] = self._num_rows  # rounding must neither lose the last mark nor add one
@@ -94,9 +92,16 @@ class Mix:
 
 def make_mix(
     examples: Sequence[Example], weights: Sequence[float], sampling: Sampling, seed: int
-) -> Mix:
-    """The mix of a run's training part."""
+) -> Mix | None:
+    """The mix of a run's training part; None if every row is to be shown once."""
+    if sampling == "natural" and all(weight == 1 for weight in weights):
+        return None
     return Mix(parentage_of(examples), weights, sampling, seed)
+
+
+def training_mix(config: TrainingConfig, examples: Sequence[Example]) -> Mix | None:
+    """``make_mix`` as the configuration asks for it."""
+    return make_mix(examples, [s.weight for s in config.data], config.sampling, config.seed)
 
 
 def _van_der_corput(number: int) -> float:

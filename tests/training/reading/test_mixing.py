@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from training.batches import ShuffledBatches, num_batches
 from training.data.examples import Example
 from training.data.mixing import Mix, Parentage, Sampling, make_mix
 
@@ -27,7 +29,8 @@ def mix(
 
 
 def test_without_weights_every_row_is_shown_once() -> None:
-    assert list(mix([0] * 7).epoch_rows(3)) == list(range(7))
+    assert sorted(mix([0] * 7).epoch_rows(3)) == list(range(7))
+    assert make_mix([Example([1], [1])], (1.0, 1.0), "natural", 0) is None
 
 
 def test_weight_two_shows_each_row_twice_and_a_half_shows_the_other_half_next() -> None:
@@ -104,7 +107,9 @@ def test_rates_are_kept_in_every_epoch_and_no_row_waits_long(
 
 def test_examples_carry_their_source_and_kind() -> None:
     examples = [Example([1, 2], [1, 2], source=i % 2) for i in range(10)]
-    counts = Counter(make_mix(examples, (2.0, 1.0), "natural", 0).epoch_rows(0))
+    mixed = make_mix(examples, (2.0, 1.0), "natural", 0)
+    assert mixed is not None
+    counts = Counter(mixed.epoch_rows(0))
     assert [counts[row] for row in range(10)] == [2, 1] * 5
 
 
@@ -114,3 +119,26 @@ def test_rounding_adds_no_row_and_loses_none() -> None:
         mixed = mix([0] * count, weights=(0.1,))
         mixed._offset = 0.0
         assert len(mixed.epoch_rows(0)) == len(mixed) == count // 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=40),
+    weight=st.floats(0.1, 3),
+    max_tokens=st.integers(1, 400) | st.none(),
+    epoch=st.integers(0, 5),
+)
+def test_batches_hold_the_epochs_rows_and_are_as_many_in_every_epoch(
+    lengths: list[int], weight: float, max_tokens: int | None, epoch: int
+) -> None:
+    examples = [Example([1] * n, [1] * n, source=i % 2) for i, n in enumerate(lengths)]
+    mixed = make_mix(examples, (weight, 1.7), "natural", 3)
+    assert mixed is not None
+    batches = ShuffledBatches(examples, 4, 3, max_tokens, mixed)
+    batches.set_epoch(epoch)
+    found = list(batches)
+    assert sorted(chain(*found)) == sorted(mixed.epoch_rows(epoch))
+    assert all(found)
+    assert len(found) == len(batches)
+    assert found == list(batches)
+    assert num_batches(lengths, 4, max_tokens, mixed) == len(batches)

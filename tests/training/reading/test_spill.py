@@ -54,6 +54,8 @@ def test_a_list_on_disk_is_the_list(
         with pytest.raises(IndexError):
             kept[len(every)]
         on_disk, in_memory = (make_mix(e, (2, 0.5, 1), "natural", 3) for e in (kept, every))
+        assert on_disk is not None
+        assert in_memory is not None
         assert on_disk.epoch_rows(1) == in_memory.epoch_rows(1)
 
 
