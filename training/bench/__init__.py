@@ -1,1 +1,1 @@
-"""``make bench-train``: tokens/s and memory of training steps beside plain TRL. Reports, no tests."""
+"""``make bench-train``: tokens/s and memory of training steps beside plain TRL. A report."""

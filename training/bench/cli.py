@@ -37,7 +37,7 @@ def bench_train(
         settings = {
             "name": "bench", "base": base, "data": str(data), "home": home, "dtype": dtype,
             "batch_size": batch_size, "max_length": max_length, "max_steps": steps,
-            "eval_steps": steps, "early_stopping_patience": None, "trackers": [],
+            "split": [0.98, 0, 0.02], "early_stopping_patience": None, "trackers": [],
             "learning_rate": 1e-4, "near_duplicates": "off",
         }  # fmt: skip
         for number in range(1, rounds + 1):

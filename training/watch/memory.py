@@ -24,6 +24,12 @@ class MemoryMark:
 
     def __init__(self) -> None:
         self._baseline = psutil.Process().memory_info().rss
+        self._earlier = 0  # the peak before the last ``begin_peak``
+        self.begin_peak()
+
+    def begin_peak(self) -> None:
+        """Lets ``recent_peak`` count from here; ``peak`` still covers everything since the mark."""
+        self._earlier = max(self._earlier, self.recent_peak())
         with contextlib.suppress(OSError):  # not on every kernel: then the peak since the start
             Path("/proc/self/clear_refs").write_text("5")
         if torch.cuda.is_available():
@@ -37,6 +43,10 @@ class MemoryMark:
 
     def peak(self) -> int:
         """The largest rise since this mark."""
+        return max(self._earlier, self.recent_peak())
+
+    def recent_peak(self) -> int:
+        """The largest rise since the last ``begin_peak``."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated()
         return max(0, _high_water() - self._baseline)
