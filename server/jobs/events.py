@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from server.jobs.patience import IsOver, Patience
+from server.jobs.remarks import remark_on
 from server.jobs.states import Evidence
 from server.jobs.store import JobStore
 from server.tables import JobRow
@@ -69,6 +70,19 @@ class EventRecorder:
                 await self._was_evaluated(event)
             case "checkpoint":
                 await self._saved(event)
+            case _:
+                await self._remarked(event)
+
+    async def _remarked(self, event: dict[str, Any]) -> None:
+        remark = remark_on(event)
+        if remark is not None:
+            await self._record(
+                self._store.add_event,
+                self._job_id,
+                remark.message,
+                level=remark.level,
+                payload=remark.data,
+            )
 
     async def _started(self, event: dict[str, Any]) -> None:
         self._total_steps = _integer(event.get("total_steps"))
