@@ -37,7 +37,7 @@ def _data_checked(event: Event) -> str:
     problems = [
         f"{count} {key.removeprefix('num_').replace('_', ' ')}"
         for key, count in event.items()
-        if key.startswith("num_") and key != "num_rows" and count
+        if key.startswith("num_") and key not in ("num_rows", "num_tokens") and count
     ]
     return f"Data checked: {event['num_rows']} rows; {', '.join(problems) or 'nothing found'}"
 
