@@ -313,6 +313,7 @@ def _settings(inputs: Inputs, session: Session) -> dict[str, Any]:
         **asdict(session.plan),
         "start_from": None if inputs.start is None else inputs.start.id,
         "data": inputs.data.sources,
+        "data_weights": [source.weight for source in session.config.data],
         "data_report": inputs.data.report.totals(),
         **inputs.data.counts,
         "num_threads": torch.get_num_threads(),

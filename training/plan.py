@@ -108,6 +108,7 @@ def _settle_dtype(config: TrainingConfig, device: str) -> Literal["float32", "bf
 def identity(config: TrainingConfig, plan: Plan, hashes: dict[str, str | None]) -> dict[str, Any]:
     """What decides the outcome of a run; ``hashes`` stand for base, template and data."""
     asked = config.model_dump(mode="json", exclude=_INCIDENTAL)
+    asked["data_weights"] = [source.weight for source in config.data]
     if not config.packing:  # then a step sees the same rows, however they are cut into batches
         asked["rows_per_step"] = asked.pop("batch_size") * asked.pop("gradient_accumulation")
     return {**asked, **asdict(plan), **hashes, "logging_steps": None}

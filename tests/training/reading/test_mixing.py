@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.batches import ShuffledBatches, num_batches
+from training.config import parse_config
 from training.data.examples import Example
 from training.data.mixing import Mix, Parentage, Sampling, make_mix
+from training.plan import identity, make_plan
 
 
 def mix(
@@ -142,3 +145,10 @@ def test_batches_hold_the_epochs_rows_and_are_as_many_in_every_epoch(
     assert len(found) == len(batches)
     assert found == list(batches)
     assert num_batches(lengths, 4, max_tokens, mixed) == len(batches)
+
+
+def test_a_checkpoint_of_other_weights_is_another_run() -> None:
+    sources = [{"path": "a.jsonl", "weight": weight} for weight in (2, 3)]
+    one, other = (parse_config({"name": "a", "data": [source]}) for source in sources)
+    plan = make_plan(one, SimpleNamespace(hidden_size=64, max_position_embeddings=64), 9, "cpu")
+    assert identity(one, plan, {}) != identity(other, plan, {})
