@@ -25,9 +25,10 @@ class EarlyStopping(TrainerCallback, ExportableState):  # type: ignore[misc]
     """
 
     def __init__(self, patience: int, unit: Unit, threshold: float, first_step: int) -> None:
-        self._arguments = {
-            "patience": patience, "unit": unit, "threshold": threshold, "first_step": first_step,
-        }  # fmt: skip
+        self._patience = patience
+        self._unit = unit
+        self._threshold = threshold
+        self._first_step = first_step
         self.best_loss: float | None = None
         self.best_step = 0
         self.best_epoch = 0.0
@@ -37,27 +38,32 @@ class EarlyStopping(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.global_step < self._arguments["first_step"]:
+        if state.global_step < self._first_step:
             return
         loss: float = kwargs["metrics"]["eval_loss"]
-        if self.best_loss is None or loss < self.best_loss - self._arguments["threshold"]:
+        if self.best_loss is None or loss < self.best_loss - self._threshold:
             self.best_loss, self.num_evaluations = loss, 0
             self.best_step, self.best_epoch = state.global_step, state.epoch
             return
         self.num_evaluations += 1
-        waited = {
+        waited: dict[str, float] = {
             "evaluations": self.num_evaluations,
             "steps": state.global_step - self.best_step,
             "epochs": state.epoch - self.best_epoch + _ROUNDING,
         }
-        if waited[self._arguments["unit"]] >= self._arguments["patience"]:
+        if waited[self._unit] >= self._patience:
             self.has_stopped = control.should_training_stop = True
 
     def state(self) -> dict[str, Any]:
         """What transformers keeps in a checkpoint and makes this again from."""
         names = ("best_loss", "best_step", "best_epoch", "num_evaluations", "has_stopped")
         return {
-            "args": self._arguments,
+            "args": {
+                "patience": self._patience,
+                "unit": self._unit,
+                "threshold": self._threshold,
+                "first_step": self._first_step,
+            },
             "attributes": {name: getattr(self, name) for name in names},
         }
 

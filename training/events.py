@@ -168,9 +168,10 @@ class ProgressBar:
 
     def _published(self, event: Event) -> None:
         kind, metrics = "adapter" if "adapter" in event else "model", event["metrics"]
-        stage = f"stage {event['stage']} of {event['num_stages']}: " if "stage" in event else ""
+        if "stage" in event:
+            self._console.print(f"stage {event['stage']} of {event['num_stages']}:")
         self._console.print(
-            f"{stage}[bold]{event[kind]}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
+            f"[bold]{event[kind]}[/bold] in {event['duration_s']:.0f} s: held-out perplexity "
             f"{metrics['base_perplexity']:.2f} → {metrics[f'{kind}_perplexity']:.2f}"
         )
         if kind == "model":

@@ -101,6 +101,7 @@ def run_stages(stages: list[Stage], train: Train, reporter: Reporter, stop: Stop
     """
     finished = _finished(stages)
     base, start = stages[0].config.base, stages[0].config.start_from
+    outcome: Outcome | None = None
     for stage in stages:
         config = stage.config.model_copy(update={"base": base, "start_from": start})
         outcome = finished.get(stage.number)
@@ -115,6 +116,7 @@ def run_stages(stages: list[Stage], train: Train, reporter: Reporter, stop: Stop
             start = outcome.id
     for stage in stages:
         (stage.folder / _FINISHED).unlink()
+    assert outcome is not None  # there is no run without a stage
     return outcome
 
 

@@ -40,7 +40,8 @@ class Preference:
     def prepare(self, model: Any, split: Split, batch_size: int) -> Split:
         """Each pair with the reference's log-probabilities; ``model`` is the reference now."""
         parts = (split.train, split.validation, split.test)
-        return Split(*(self._with_reference(model, part, batch_size) for part in parts))
+        pairs = (cast(Sequence[PairExample], part) for part in parts)
+        return Split(*(self._with_reference(model, part, batch_size) for part in pairs))
 
     def collate(self, rows: Sequence[PairExample]) -> PairBatch:
         sides = [side for row in rows for side in (row.chosen, row.rejected)]

@@ -36,6 +36,12 @@ def served(settings: dict[str, Any], folder: Path) -> LoraWeights:
     return weights
 
 
+def figures(version: AdapterVersion) -> dict[str, float]:
+    """Its metrics that are numbers."""
+    metrics = version.manifest.metrics
+    return {key: value for key, value in metrics.items() if isinstance(value, float | int)}
+
+
 def losses(recorder: Recorder) -> list[float]:
     return [event["loss"] for event in recorder.of("progress")]
 

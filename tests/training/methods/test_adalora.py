@@ -10,7 +10,15 @@ import torch
 
 from artifacts.base import load_transformers_model, open_base
 from artifacts.home import Home
-from tests.training.methods.runs import adapted_model, answer, losses, served, train, versions
+from tests.training.methods.runs import (
+    adapted_model,
+    answer,
+    figures,
+    losses,
+    served,
+    train,
+    versions,
+)
 from tests.training.test_run import interrupt
 from training.config import parse_config
 from training.errors import InvalidConfig
@@ -33,7 +41,7 @@ def test_it_learns_with_different_ranks_and_serves_as_plain_lora(settings: dict[
     told = losses(train(settings, **ADALORA))
     assert told[-1] < 0.95 * told[0]
     (version,) = versions(settings)
-    weights, metrics = served(settings, version.path), version.manifest.metrics
+    weights, metrics = served(settings, version.path), figures(version)
     ranks = {module: pair.rank for module, pair in weights.pairs.items()}
     num_modules = 14  # seven in each of two layers
     assert len(set(ranks.values())) > 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.methods.runs import losses, train, versions
+from tests.training.methods.runs import figures, losses, train, versions
 from tests.training.test_run import interrupt
 from training.config import parse_config
 from training.early_stopping import EarlyStopping, Unit
@@ -71,7 +71,7 @@ def test_neftunes_noise_is_gone_when_the_run_is_measured(settings: dict[str, Any
     """The gate compares live and merged logits: noise in one of them would fail it."""
     told = losses(train(settings, neftune_alpha=50.0))
     assert told[0] > 0
-    assert versions(settings)[0].manifest.metrics["merge_difference"] < 1e-4
+    assert figures(versions(settings)[0])["merge_difference"] < 1e-4
 
 
 # --- early stopping ---

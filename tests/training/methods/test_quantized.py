@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artifacts.base import open_base
-from tests.training.methods.runs import answer, losses, served, train, versions
+from tests.training.methods.runs import answer, figures, losses, served, train, versions
 from tests.training.test_run import interrupt
 from training.config import parse_config
 from training.errors import InvalidConfig
@@ -30,7 +30,7 @@ def test_it_learns_serves_and_says_on_what_it_was_trained(
     assert served(settings, version.path).pairs
     assert version.manifest.settings["quantization"] == quantization
     assert version.manifest.base_fingerprint == open_base(settings["base"]).fingerprint
-    assert version.manifest.metrics["merge_difference"] < {"nf4": 1e-4, "int8": 3e-2}[quantization]
+    assert figures(version)["merge_difference"] < {"nf4": 1e-4, "int8": 3e-2}[quantization]
     base = open_base(settings["base"])
     config = parse_config({**settings, "quantization": quantization})
     plain = load_quantized(base, config, "float32")
