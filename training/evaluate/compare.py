@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from artifacts.results import Difference, Noise, Results, TaskResult
@@ -52,9 +52,9 @@ def _result(task: Prepared, answers: ByGroup, seed: int) -> TaskResult:
 def _noise(task: Prepared, said: Answers) -> dict[str, Noise]:
     found: dict[str, Noise] = {}
     for kind, num_changed in task.num_changed.items():
-        noisy = _measure(task, said, kind)
+        noisy = _measure(task, said, kind, task.noisy)
         main, num_questions = noisy.main, len(noisy.statistics)
-        clean = _measure(task, said, CLEAN, num_questions).of_all[main]
+        clean = _measure(task, said, CLEAN, task.noisy).of_all[main]
         figure = noisy.of_all[main]
         says_something = clean > 0 and num_changed > 0
         found[kind] = Noise(
@@ -67,12 +67,17 @@ def _noise(task: Prepared, said: Answers) -> dict[str, Noise]:
     return found
 
 
-def _measure(task: Prepared, said: Answers, variant: str, first: int | None = None) -> Measure:
+def _measure(
+    task: Prepared, said: Answers, variant: str, places: Sequence[int] | None = None
+) -> Measure:
+    """Of the questions at ``places``, None: of all. Noise was asked at its places alone."""
     if task.kind == "perplexity":
         counts = [example.num_targets for example in task.examples]
         return metrics.perplexity(said.losses[task.name], counts)
-    texts = said.texts[task.name][variant][:first]
-    references = task.references[: len(texts)]
+    texts, references = said.texts[task.name][variant], task.references
+    if places is not None:
+        references = [references[place] for place in places]
+        texts = [texts[place] for place in places] if variant == CLEAN else texts
     if task.kind == "classification":
         return metrics.classification(texts, references, task.labels)
     return metrics.generation(texts, references)

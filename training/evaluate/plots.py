@@ -69,7 +69,7 @@ def _bars(axes: Any, labels: list[str], groups: dict[str, list[float]]) -> None:
         bars = axes.bar([x + offset for x in range(len(labels))], heights, width, label=who)
         axes.bar_label(bars, fmt="%.2f", fontsize=8)
     axes.set_xticks(range(len(labels)), labels)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _differences(axes: Any, tasks: list[TaskResult]) -> None:

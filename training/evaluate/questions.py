@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,7 @@ class Prepared:
     questions: list[str] = field(default_factory=list)  # the last user messages
     references: list[str] = field(default_factory=list)
     labels: tuple[str, ...] = ()
+    noisy: list[int] = field(default_factory=list)  # places of the questions asked under noise
     num_changed: dict[str, int] = field(default_factory=dict)  # by perturbation
     max_new_tokens: int = 0
 
@@ -156,12 +158,13 @@ class Preparation:
         questions = [questions[place] for place in fitting]
         prompts = {CLEAN: [clean[place] for place in fitting]}
         num_changed: dict[str, int] = {}
-        noise = task.robustness
+        noise, seed = task.robustness, f"{self._seed}:{task.name}"
+        chosen = [] if noise is None else _sample(len(questions), noise.num_samples, seed)
         for kind in noise.perturbations if noise is not None else ():
             assert noise is not None
-            first = questions[: noise.num_samples]
-            texts = [perturb(q.text, kind, noise.rate, f"{self._seed}:{task.name}") for q in first]
-            pairs = list(zip(first, texts, strict=True))
+            some = [questions[place] for place in chosen]
+            texts = [perturb(question.text, kind, noise.rate, seed) for question in some]
+            pairs = list(zip(some, texts, strict=True))
             num_changed[kind] = sum(question.text != text for question, text in pairs)
             noisy = [self._prompt(_reworded(question, text)) for question, text in pairs]
             prompts[kind] = [prompt[-room:] for prompt in noisy]  # noise may add a token too many
@@ -173,6 +176,7 @@ class Preparation:
             questions=[question.text for question in questions],
             references=[question.reference for question in questions],
             labels=labels,
+            noisy=chosen,
             num_changed=num_changed,
             max_new_tokens=task.max_new_tokens,
         )
@@ -200,6 +204,13 @@ def _first(source: SourceRows, limit: int | None) -> Iterator[Record | BadRow]:
         if limit is not None and number >= limit:
             return
         yield row
+
+
+def _sample(num_rows: int, wanted: int | None, seed: str) -> list[int]:
+    """Places in their order: a file is often sorted by label."""
+    if wanted is None or wanted >= num_rows:
+        return list(range(num_rows))
+    return sorted(random.Random(seed).sample(range(num_rows), wanted))
 
 
 def _refuse(bad: Sequence[BadRow], what: str) -> None:

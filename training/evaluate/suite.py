@@ -25,7 +25,7 @@ class Robustness(Keys):
 
     perturbations: tuple[Perturbation, ...] = Field(default=PERTURBATIONS, min_length=1)
     rate: Fraction = 0.1  # of the words or characters that a perturbation could change
-    num_samples: Positive | None = None  # the first of the task's questions; None: all
+    num_samples: Positive | None = None  # seeded, of the task's questions; None: all
 
 
 class _HasData(Keys):

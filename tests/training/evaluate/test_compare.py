@@ -13,18 +13,19 @@ TASK = Prepared(
     questions=["q"] * 4,
     references=["a", "b", "a", "b"],
     labels=("a", "b"),
+    noisy=[1, 3],
     num_changed={"typos": 2, "case": 0},
 )
 SUITE = PreparedSuite("s", "h", 0, (TASK,), None, ())
 
 
 def said(clean: str, typos: str, case: str) -> Answers:
-    """One letter per answer; noise was asked of the first two questions."""
+    """One letter per answer; noise was asked of the second and the last question."""
     return Answers(texts={"t": {"clean": list(clean), "typos": list(typos), "case": list(case)}})
 
 
 def test_noise_is_compared_with_the_same_questions_without_it() -> None:
-    (task,) = compare(SUITE, {"adapter": said("abxx", "xb", "ab")}).tasks
+    (task,) = compare(SUITE, {"adapter": said("xbxb", "xb", "bb")}).tasks
     noise = task.robustness["adapter"]
     assert task.figures["adapter"]["accuracy"] == 0.5  # of all four
     assert (noise["typos"].clean, noise["typos"].noisy, noise["typos"].score) == (1.0, 0.5, 0.5)
@@ -33,7 +34,7 @@ def test_noise_is_compared_with_the_same_questions_without_it() -> None:
 
 
 def test_noise_says_nothing_where_the_clean_figure_is_0() -> None:
-    (task,) = compare(SUITE, {"adapter": said("xxab", "ab", "ab")}).tasks
+    (task,) = compare(SUITE, {"adapter": said("axax", "bb", "bb")}).tasks
     assert task.robustness["adapter"]["typos"].score is None
 
 

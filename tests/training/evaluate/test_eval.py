@@ -256,6 +256,10 @@ def test_a_sample_is_of_the_seed(world: World, tmp_path: Path) -> None:
     suite = load_suite(write_suite(tmp_path, world.data))
     drawn = [Preparation(base, seed).prepare(suite).tasks[0].questions for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
+    noisy = Preparation(base, 0).prepare(suite).tasks[0].noisy
+    assert len(noisy) == 6
+    assert noisy == sorted(set(noisy))
+    assert noisy != list(range(6))  # of all of them: files are often sorted by label
 
 
 def classify(data: list[Any], **more: Any) -> dict[str, Any]:
