@@ -46,7 +46,8 @@ def test_the_real_forecast_is_told_with_its_figures() -> None:
             "Peak memory 2 MiB (forecast 4 MiB), 3 s (forecast 4 s)",
         ),
         (
-            {"event": "data_checked", "num_rows": 9, "num_tokens": 99, "num_duplicates": 2, "num_bad": 0},
+            {"event": "data_checked", "num_rows": 9, "num_tokens": 99, "num_duplicates": 2,
+             "num_bad": 0},
             "Data checked: 9 rows; 2 duplicates",
         ),
     ],
