@@ -178,24 +178,28 @@ print(data.counts["num_rows"], num_tokens, peak - before, round(time.monotonic()
 """
 
 
-def write_large(path: Path, num_bytes: int) -> int:
-    """Rows of about 4 KB, a quarter of it to learn, all different; returns how many."""
+def write_large(path: Path, num_bytes: int, row_kib: int) -> int:
+    """Different rows of about ``row_kib`` KiB, one of these to learn; returns how many."""
     written = count = 0
     with path.open("w", encoding="utf-8") as stream:
         while written < num_bytes:
             reply = f"{count} and its square {count * count}, "
             text = reply * (1000 // len(reply))
-            row = {"instruction": f"Tell me of {count}", "output": text, "page": text * 3}
+            row = {
+                "instruction": f"Tell me of {count}",
+                "output": text,
+                "page": text * (row_kib - 1),
+            }
             written += stream.write(json.dumps(row) + "\n")
             count += 1
     return count
 
 
-def grown(folder: Path, num_bytes: int, mode: str = "streaming") -> int:
+def grown(folder: Path, num_bytes: int, row_kib: int, mode: str = "streaming") -> int:
     """By how many bytes anonymous memory grew at most while rows were read and seen once."""
     large = folder / "large.jsonl"
-    count = write_large(large, num_bytes)
-    write_large(folder / "small.jsonl", 1 << 20)
+    count = write_large(large, num_bytes, row_kib)
+    write_large(folder / "small.jsonl", MIB, row_kib)
     arguments = [str(EMBEDDED_BASE), str(folder / "small.jsonl"), str(large), str(folder), mode]
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
@@ -210,11 +214,11 @@ def grown(folder: Path, num_bytes: int, mode: str = "streaming") -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux' accounts")
 def test_twenty_megabytes_through_disk_take_next_to_no_memory(tmp_path: Path) -> None:
-    assert grown(tmp_path, 20 * MIB) < 12 * MIB
+    assert grown(tmp_path, 20 * MIB, row_kib=16) < 12 * MIB
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux' accounts")
 def test_a_gigabyte_through_disk_takes_at_most_300_mb(tmp_path: Path) -> None:
-    assert grown(tmp_path, 1000 * 1000 * 1000) < 300 * 1000 * 1000
+    assert grown(tmp_path, 1000 * 1000 * 1000, row_kib=4) < 300 * 1000 * 1000
