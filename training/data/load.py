@@ -44,17 +44,18 @@ class Examination:
 
     report: Report
     data: RowSet
-    problem: InvalidData | None
-    training: TrainingData | None  # None if there is a problem
+    problem: InvalidData | None  # why they cannot be trained
 
 
 def load_data(config: TrainingConfig, renderer: ChatRenderer, max_length: int) -> TrainingData:
-    """Raises InvalidData listing the first 20 bad rows if there are more than ``max_bad_rows``."""
-    examination = examine(config, renderer, max_length)
-    if examination.problem is not None:
-        raise examination.problem
-    assert examination.training is not None
-    return examination.training
+    """Raises InvalidData listing the first 20 bad rows if there are more than ``max_bad_rows``,
+    before rows are compared with each other."""
+    sets = _read_sets(config, renderer, max_length)
+    problem = _find_problem(sets, config.max_bad_rows, max_length)
+    if problem is not None:
+        raise problem
+    compared = Comparison(config, {name: each.rows for name, each in sets.items()})
+    return _assemble(config, compared, _report(config, sets, compared, max_length), sets)
 
 
 def examine(
@@ -63,43 +64,56 @@ def examine(
     max_length: int,
     against: Sequence[DataSource] = (),
 ) -> Examination:
-    """Reads everything that the configuration names, and compares it with ``against``, too."""
-    wanted = wanted_rows(config, max_length)
-    plain = replace(wanted, columns={}, label_column=None)
-    sets = {
-        name: read_set(sources, renderer, plain)
-        for name, sources in (
-            ("test_data", config.test_data),
-            ("validation_data", config.validation_data),
-        )
-        if sources
-    }
-    sets["data"] = data = read_set(config.data, renderer, wanted)
+    """As much as can be said of the data, whatever is wrong with them; ``against`` are rows that
+    they are compared with, too."""
+    sets = _read_sets(config, renderer, max_length)
     compared = Comparison(config, {name: each.rows for name, each in sets.items()})
-    overlap = compared.overlap_figures()
-    broken = [error for each in sets.values() for error in each.broken]
-    others = {name: each.findings for name, each in sets.items() if name != "data"}
+    report = _report(config, sets, compared, max_length)
+    problem = _find_problem(sets, config.max_bad_rows, max_length)
     if against:
-        other = read_set(against, renderer, plain)
-        others["against"] = other.findings
-        broken += other.broken
-        both = {"against": other.rows, "data": data.rows}
-        overlap |= Comparison(config, both).overlap_figures()
-    report = Report(
-        data=data.findings,
-        settings=config.model_dump(mode="json", include=LOOKED_FOR) | {"max_length": max_length},
-        near_duplicates=compared.near_figures(),
-        overlap=overlap,
-        others=others,
-    )
-    problem = _find_problem(list(sets.values()), broken, config.max_bad_rows, max_length)
+        other = read_set(against, renderer, _plain(wanted_rows(config, max_length)))
+        both = {"against": other.rows, "data": sets["data"].rows}
+        report.others["against"] = other.findings
+        report.overlap.update(Comparison(config, both).overlap_figures())
+        problem = _all_broken([*sets.values(), other]) or problem
     if problem is None:
         try:
-            training = _assemble(config, compared, report, list(sets.values()))
-            return Examination(training.report, data, None, training)
+            training = _assemble(config, compared, report, sets)
+            return Examination(training.report, sets["data"], None)
         except InvalidData as error:
             problem = error
-    return Examination(replace(report, problem=str(problem)), data, problem, None)
+    return Examination(replace(report, problem=str(problem)), sets["data"], problem)
+
+
+def _read_sets(
+    config: TrainingConfig, renderer: ChatRenderer, max_length: int
+) -> dict[str, RowSet]:
+    """The training rows come last: an evaluation set keeps what stands in both."""
+    wanted = wanted_rows(config, max_length)
+    named = {"test_data": config.test_data, "validation_data": config.validation_data}
+    sets = {
+        name: read_set(sources, renderer, _plain(wanted))
+        for name, sources in named.items()
+        if sources
+    }
+    return {**sets, "data": read_set(config.data, renderer, wanted)}
+
+
+def _plain(wanted: Wanted) -> Wanted:
+    """For rows that are neither split nor sampled."""
+    return replace(wanted, columns={}, label_column=None)
+
+
+def _report(
+    config: TrainingConfig, sets: dict[str, RowSet], compared: Comparison, max_length: int
+) -> Report:
+    return Report(
+        data=sets["data"].findings,
+        settings=config.model_dump(mode="json", include=LOOKED_FOR) | {"max_length": max_length},
+        near_duplicates=compared.near_figures(),
+        overlap=compared.overlap_figures(),
+        others={name: each.findings for name, each in sets.items() if name != "data"},
+    )
 
 
 LOOKED_FOR = {
@@ -133,17 +147,26 @@ def wanted_rows(config: TrainingConfig, max_length: int) -> Wanted:
 
 
 def _find_problem(
-    sets: Sequence[RowSet], broken: Sequence[InvalidData], max_bad_rows: int, max_length: int
+    sets: dict[str, RowSet], max_bad_rows: int, max_length: int
 ) -> InvalidData | None:
-    if broken:
-        rows = [row for error in broken for row in error.rows]
-        return InvalidData("\n".join(map(str, broken)), rows[:NUM_LISTED])
-    bad = [row for each in sets for row in each.bad]
-    num_rows = sum(each.findings.num_rows for each in sets)
+    every = list(sets.values())
+    if (broken := _all_broken(every)) is not None:
+        return broken
+    bad = [row for each in every for row in each.bad]
+    num_rows = sum(each.findings.num_rows for each in every)
     if len(bad) > max_bad_rows:
         return too_many_bad(bad, len(bad), num_rows, max_bad_rows)
-    empty = [each.findings for each in sets if not each.rows]
+    empty = [each.findings for each in every if not each.rows]
     return nothing_left(empty[0], max_length) if empty else None
+
+
+def _all_broken(sets: Sequence[RowSet]) -> InvalidData | None:
+    """All files that cannot be read to their ends, in one error."""
+    broken = [error for each in sets for error in each.broken]
+    if not broken:
+        return None
+    rows = [row for error in broken for row in error.rows]
+    return InvalidData("\n".join(map(str, broken)), rows[:NUM_LISTED])
 
 
 def too_many_bad(
@@ -176,7 +199,7 @@ def nothing_left(found: Findings, max_length: int) -> InvalidData:
 
 
 def _assemble(
-    config: TrainingConfig, compared: Comparison, report: Report, sets: Sequence[RowSet]
+    config: TrainingConfig, compared: Comparison, report: Report, sets: dict[str, RowSet]
 ) -> TrainingData:
     """Raises InvalidData if there are too few rows to split."""
     rows = compared.kept("data")
@@ -211,7 +234,7 @@ def _assemble(
             for name, part in chosen.items()
         }),
         data_hash=_hash(chosen),
-        sources=[source for each in sets for source in each.sources],
+        sources=[source for each in sets.values() for source in each.sources],
         counts={
             **{name: getattr(found, name) for name in counted},
             "num_undesirable": found.num_undesirable,
@@ -220,7 +243,7 @@ def _assemble(
             "num_overlapping": totals["num_overlapping"],
         },
         report=replace(report, parts={name: len(part) for name, part in chosen.items()}),
-        changes=sets[-1].changes,
+        changes=sets["data"].changes,
     )  # fmt: skip
 
 

@@ -135,9 +135,9 @@ def test_given_evaluation_rows_replace_their_parts_and_lose_none(
     tmp_path: Path, base: Base
 ) -> None:
     """What also stands there, exactly or nearly, goes from the training data."""
-    test = [*rows(500, 6), *near(100, 1, 0)]
+    test = [*rows(500, 6), *near(100, 1, 1)]  # the last two are alike
     validation = [*rows(600, 5), test[0]]
-    train = [*rows(0, 30), *near(100, 1, 1), validation[1], test[1]]
+    train = [*rows(0, 30), *near(100, 1, 2), validation[1], test[1]]
     data = load(
         base,
         [write(tmp_path / "train.jsonl", train)],
@@ -145,13 +145,13 @@ def test_given_evaluation_rows_replace_their_parts_and_lose_none(
         test_data=write(tmp_path / "test.jsonl", test),
     )
     split = data.split
-    assert [len(part) for part in (split.train, split.validation, split.test)] == [30, 5, 7]
-    assert data.report.parts == {"train": 30, "validation": 5, "test": 7}
+    assert [len(part) for part in (split.train, split.validation, split.test)] == [30, 5, 8]
+    assert data.report.parts == {"train": 30, "validation": 5, "test": 8}
     overlap = data.report.overlap
     assert [
         (overlap[k]["exact"], overlap[k]["near"]) for k in ("test_data", "validation_data")
     ] == [
-        (2, 1),
+        (3, 1),
         (1, 0),
     ]
     assert not set.intersection(*parts(base, data)[:2])
