@@ -39,7 +39,7 @@ from training.loop import MethodTrainer, Session, build_trainer, run_training
 from training.methods.method import choose_method
 from training.objectives.objective import choose_objective
 from training.outcome import Outcome
-from training.plan import identity, make_plan, max_batch_tokens, settle_max_length
+from training.plan import Device, identity, make_plan, max_batch_tokens, settle_max_length
 from training.run_folder import RunFolder
 from training.signals import StopRequest
 from training.verdict import held_out_gates, suite_gates
@@ -167,8 +167,7 @@ def open_session(
     config, base = inputs.config, inputs.base
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    plan = make_plan(config, base.config, _num_batches(inputs), device)
+    plan = make_plan(config, base.config, _num_batches(inputs), _device())
     hashes = {
         "base_fingerprint": base.fingerprint,
         "template_hash": base.template_hash,
@@ -186,6 +185,12 @@ def open_session(
         reporter=reporter,
         stop=stop,
     )
+
+
+def _device() -> Device:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "amx" if torch.cpu.get_capabilities().get("amx_bf16", False) else "cpu"
 
 
 def _num_batches(inputs: Inputs) -> int:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,12 @@ def reference_perplexity(inputs: Inputs, output: Path) -> float:
     return _plain_perplexity(model, split.test)
 
 
-def _plain(examples: list[Example]) -> Any:
+def _plain(examples: Sequence[Example]) -> Any:
     return [{"input_ids": list(e.input_ids), "labels": list(e.labels)} for e in examples]
 
 
 @torch.no_grad()
-def _plain_perplexity(model: Any, examples: list[Example]) -> float:
+def _plain_perplexity(model: Any, examples: Sequence[Example]) -> float:
     """Row by row through the model's own loss."""
     model.eval()
     total = 0.0

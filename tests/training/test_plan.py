@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import parse_config
-from training.plan import make_plan
+from training.plan import Device, make_plan
 
 
 def base(hidden_size: int = 2000) -> SimpleNamespace:
@@ -51,3 +51,20 @@ def test_without_a_validation_part_nothing_is_evaluated_on_the_way() -> None:
     assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps is None
     asked["validation_data"] = "held-out.jsonl"
     assert make_plan(parse_config(asked), base(), 13, "cpu").eval_steps == 13
+
+
+@pytest.mark.parametrize(
+    ("device", "hidden_size", "method", "dtype"),
+    [
+        ("cuda", 256, "lora", "bfloat16"),
+        ("cpu", 4096, "lora", "float32"),
+        ("amx", 256, "lora", "float32"),
+        ("amx", 896, "lora", "bfloat16"),
+        ("amx", 896, "full", "float32"),
+    ],
+)
+def test_the_dtype_is_the_quicker_one(
+    device: Device, hidden_size: int, method: str, dtype: str
+) -> None:
+    config = parse_config({"name": "a", "data": "x", "method": method})
+    assert make_plan(config, base(hidden_size), 100, device).dtype == dtype

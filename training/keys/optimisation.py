@@ -31,6 +31,6 @@ class OptimisationKeys(Keys):
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0 switches clipping off
     neftune_alpha: float | None = Field(default=None, gt=0)  # arXiv:2310.05914
     gradient_checkpointing: bool = False
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: float32 on CPU
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: see plan
     num_threads: Positive | None = None  # None: torch's own choice
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -26,7 +26,7 @@ _STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor":
 _FORWARD_SHARE = 1 / 3  # of a training step; an evaluation takes no more
 # Resident bytes per byte of a step's tensors: glibc keeps what is freed in pieces that the next
 # batch, of other sizes, does not fit. The libraries' own buffers grow with a batch, too.
-_HELD = 1.45 if not torch.cuda.is_available() else 1.1
+_HELD = 1.6 if not torch.cuda.is_available() else 1.1
 
 
 @dataclass(frozen=True, slots=True)
