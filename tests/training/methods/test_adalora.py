@@ -87,13 +87,13 @@ def test_weights_with_ranks_that_are_not_final_are_not_published(
     assert len({pair.rank for pair in served(settings, version.path).pairs.values()}) > 1
 
 
-@pytest.mark.parametrize("step", [3, 9, 13])  # warm-up, sharing out, final ranks
-def test_a_resumed_run_is_the_uninterrupted_run(
-    settings: dict[str, Any], tmp_path: Path, step: int
-) -> None:
+def test_a_resumed_run_is_the_uninterrupted_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Stopped in its warm-up, while ranks are shared out, and when they are final."""
     more = {**ADALORA, "dropout": 0.1, "adalora_warmup_ratio": 0.25, "logging_steps": 1}
     train(settings, **more, output_dir=str(tmp_path / "whole"))
-    interrupt(settings, step, **more)
+    interrupt(settings, 3, **more)
+    interrupt(settings, 9, **more, resume=True)
+    interrupt(settings, 13, **more, resume=True)
     train(settings, **more, resume=True)
     one, other = versions(settings)
     assert one.content_hash == other.content_hash

@@ -48,6 +48,9 @@ def test_a_variant_learns_serves_and_changes_the_answer(
     weights, metrics = served(settings, version.path), figures(version)
     doubled = 2 if more.get("initialisation") in ("pissa", "olora") else 1
     assert weights.rank == doubled * more.get("rank", settings["rank"])
+    if variant == "layers":
+        assert set(weights.pairs) == {"model.layers.1.mlp.down_proj",
+                                      "model.layers.1.self_attn.q_proj"}  # fmt: skip
     assert metrics["merge_difference"] < 1e-4  # merged into the base as it was before the run
 
     # PEFT, from the folder alone on a fresh base, has the loss that was measured on the live one
@@ -59,15 +62,6 @@ def test_a_variant_learns_serves_and_changes_the_answer(
     assert answer(model, settings["base"], "What is 3?") != answer(
         base, settings["base"], "What is 3?"
     )
-
-
-def test_layers_to_transform_leaves_the_other_layers_alone(settings: dict[str, Any]) -> None:
-    train(settings, **VARIANTS["layers"], max_steps=4)
-    (version,) = versions(settings)
-    assert set(served(settings, version.path).pairs) == {
-        "model.layers.1.mlp.down_proj",
-        "model.layers.1.self_attn.q_proj",
-    }
 
 
 @pytest.mark.parametrize("initialisation", ["pissa", "olora"])

@@ -77,6 +77,7 @@ def test_what_is_quantised_is_what_the_server_quantises(settings: dict[str, Any]
     assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_run(settings: dict[str, Any], tmp_path: Any) -> None:
     more = {"quantization": "nf4", "double_quantization": False, "learning_rate": 0.02}
     train(settings, **more, output_dir=str(tmp_path / "whole"))

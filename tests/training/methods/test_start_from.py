@@ -19,10 +19,22 @@ from training.run import train_adapter
 from training.signals import StopRequest
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A home with one version: rank 4, alpha 6, attention only, rsLoRA."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = folder / "rows.json"
+    data.write_text(json.dumps(rows(40)), encoding="utf-8")
+    more = {"rank": 4, "alpha": 6, "target_modules": ["q_proj", "v_proj"], "use_rslora": True}
+    train({"name": "tiny", "base": str(tiny_base), "home": str(folder / "home"),
+           "data": [str(data)], "learning_rate": 0.01, "epochs": 2, **more})  # fmt: skip
+    return folder / "home"
+
+
 @pytest.fixture
-def first(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a second run, after a first one: rank 4, alpha 6, attention only."""
-    train(settings, alpha=6, target_modules=["q_proj", "v_proj"], use_rslora=True)
+def first(settings: dict[str, Any], trained: Path) -> dict[str, Any]:
+    """Settings of a second run in that home."""
+    shutil.copytree(trained, settings["home"])
     return {key: value for key, value in settings.items() if key != "rank"}
 
 

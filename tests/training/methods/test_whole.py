@@ -63,7 +63,7 @@ def test_it_learns_and_is_published_as_a_base_of_its_own(run: dict[str, Any]) ->
     assert answer(fresh, folder, "What is 3?") != answer(before, run["base"], "What is 3?")
 
 
-@pytest.mark.parametrize(("count", "trained"), [(1, {1}), (-1, {0}), (2, {0, 1})])
+@pytest.mark.parametrize(("count", "trained"), [(1, {1}), (-1, {0})])
 def test_freeze_moves_only_the_layers_it_names(
     settings: dict[str, Any], count: int, trained: set[int]
 ) -> None:
@@ -81,23 +81,25 @@ def test_freeze_moves_only_the_layers_it_names(
 
 
 def test_the_next_run_takes_it_as_its_base(settings: dict[str, Any]) -> None:
-    train({k: v for k, v in settings.items() if k != "rank"}, **FULL)
-    train(settings, base=str(published(settings)), name="on-top")
+    train({k: v for k, v in settings.items() if k != "rank"}, **FULL, max_steps=4)
+    train(settings, max_steps=4, base=str(published(settings)), name="on-top")
     (version,) = versions(settings)
     assert version.manifest.base_fingerprint == open_base(published(settings)).fingerprint
 
 
-def test_a_resumed_run_is_the_uninterrupted_run(run: dict[str, Any], tmp_path: Path) -> None:
-    train(run, output_dir=str(tmp_path / "whole"))
-    interrupt(run, 6)
-    train(run, resume=True)
-    one, other = (open_base(published(run, number)).fingerprint for number in (1, 2))
+def test_a_resumed_run_is_the_uninterrupted_run(settings: dict[str, Any], tmp_path: Path) -> None:
+    more = FULL | {"max_steps": 8}
+    del settings["rank"]
+    train(settings, **more, output_dir=str(tmp_path / "whole"))
+    interrupt(settings, 6, **more)
+    train(settings, **more, resume=True)
+    one, other = (open_base(published(settings, number)).fingerprint for number in (1, 2))
     assert one == other
 
 
 def test_bfloat16_trains_float32_weights(settings: dict[str, Any]) -> None:
     del settings["rank"]
-    train(settings, **FULL, dtype="bfloat16")
+    train(settings, **FULL, dtype="bfloat16", max_steps=4)
     base = open_base(settings["base"])
     config = parse_config({**settings, **FREEZE, "dtype": "bfloat16"})
     model = WholeModel(config, base, make_plan(config, base.config, 4, "cpu")).build()
