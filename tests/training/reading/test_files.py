@@ -321,3 +321,38 @@ def test_paragraphs_are_documents(tmp_path: Path) -> None:
 
 def test_the_limit_of_a_row_stands_above_ten_megabytes() -> None:
     assert MAX_ROW_CHARS >= 10 << 20
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.txt"])
+def test_reading_holds_a_window_and_not_the_file(tmp_path: Path, name: str) -> None:
+    import tracemalloc
+
+    path, row = tmp_path / name, "x" * 1000
+    lines = {
+        "rows.json": "[\n" + ",\n".join([json.dumps({"text": row})] * 8000) + "\n]\n",
+        "rows.jsonl": f"{json.dumps({'text': row})}\n" * 8000,
+        "rows.csv": "text\n" + f"{row}\n" * 8000,
+        "rows.txt": f"{row}\n\n" * 8000,
+    }
+    path.write_text(lines.pop(name), encoding="utf-8")
+    lines.clear()
+    tracemalloc.start()
+    try:
+        assert sum(isinstance(each, Row) for each in DataFile(path).rows()) == 8000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20  # pieces of 1 MiB, of a file of 8 MiB
+
+
+def test_parquet_is_read_in_batches(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    values = [f"{i} " * 300 for i in range(8000)]
+    parquet.write_table(pyarrow.table({"text": values}), path, row_group_size=1000)
+    before, peak = pyarrow.total_allocated_bytes(), 0
+    for _ in DataFile(path).rows():
+        peak = max(peak, pyarrow.total_allocated_bytes())
+    assert peak - before < 6 << 20  # of 11 MB
