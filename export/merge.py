@@ -1,7 +1,8 @@
 """A base with an adapter merged into it, W + s·B·A: a folder that any transformers program loads.
 
-One file's worth of tensors is in memory at a time. Sums are taken in float32 and rounded once, to
-the base's own number format. The folder appears under its name when it is whole.
+One file of the result at a time is in memory, about twice over while it is written. Sums are taken
+in float32 and rounded once, to the base's own number format. The folder appears under its name when
+it is whole.
 """
 
 from __future__ import annotations
