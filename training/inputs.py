@@ -22,6 +22,7 @@ from training.evaluate.suite import load_suite
 from training.methods.start import StartAdapter, open_start, settled_by
 from training.methods.targets import check_against_base
 from training.plan import settle_max_length
+from training.watch.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Inputs:
 def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
     check_device(config)
+    check_trackers(config)
     registry = Registry(home, Database(home.database_url))
     base = open_chat_base(config.base)
     start = open_start(config, registry, base)

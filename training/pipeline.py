@@ -5,7 +5,6 @@ The heavy half: importing this takes seconds (torch, transformers' Trainer, PEFT
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -54,7 +53,6 @@ SUITE_BATCH_SIZE = 64  # questions; nothing is learned from them, so they cost l
 def quiet_libraries() -> None:
     """Progress bars and notes of libraries that would stand between the lines of our own."""
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # an optional kernel is missing
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 

@@ -8,6 +8,7 @@ or database (4), which a resumed run may outlive: its checkpoints stay; publishe
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -42,6 +43,7 @@ def main(config: Path, overrides: Sequence[str], progress: Literal["json", "bar"
     # everybody, the run included: 410 s instead of 28 s beside one busy process on two cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's greetings on stderr
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says that a kernel is not there
     stop = StopRequest()
     reporter = _reporter(progress, stop)
     try:
