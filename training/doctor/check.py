@@ -25,6 +25,7 @@ from training.errors import InvalidConfig
 from training.inputs import open_chat_base
 from training.keys.data import DataSource
 from training.plan import settle_max_length
+from training.stages import parse_stages
 
 _CONFIGURATIONS = (".yaml", ".yml")
 
@@ -40,14 +41,19 @@ class Checked:
     notes: list[str]
 
 
-def check_data(files: Sequence[str], keys: dict[str, Any], against: Sequence[str]) -> Checked:
-    """``keys`` are keys of the configuration; they win over those of a training file.
+def check_data(files: Sequence[str], keys: dict[str, Any], against: Sequence[str]) -> list[Checked]:
+    """``keys`` are keys of the configuration; they win over those of a training file. One answer,
+    or one for each stage of a file with stages.
 
     Raises InvalidInput and NotFound for what is wrong with the question, and InvalidData where
     streamed data cannot be trained: those are not kept for a report.
     """
-    config, notes = read_question(files, keys)
-    base = open_chat_base(config.base)
+    configs, notes = read_question(files, keys)
+    base = open_chat_base(configs[0].base)  # later stages may train on what an earlier one makes
+    return [_check(config, base, against, notes) for config in configs]
+
+
+def _check(config: TrainingConfig, base: Base, against: Sequence[str], notes: list[str]) -> Checked:
     renderer = ChatRenderer(base.tokenizer)
     max_length = settle_max_length(config, base.context_length)
     if config.streaming:
@@ -59,18 +65,22 @@ def check_data(files: Sequence[str], keys: dict[str, Any], against: Sequence[str
     return Checked(base, found.report, found.data.rows, found.data.lengths, notes)
 
 
-def read_question(files: Sequence[str], keys: dict[str, Any]) -> tuple[TrainingConfig, list[str]]:
-    """The configuration that is checked, and what its translation leaves out."""
+def read_question(
+    files: Sequence[str], keys: dict[str, Any]
+) -> tuple[list[TrainingConfig], list[str]]:
+    """The configurations that are checked, and what their translation leaves out."""
     named = [file for file in files if Path(file).suffix.lower() in _CONFIGURATIONS]
     if not named:
         sources = {"name": "check", "data": list(files)}
-        return parse_config({**sources, "objective": _objective_of(files[0]), **keys}), []
+        return [parse_config({**sources, "objective": _objective_of(files[0]), **keys})], []
     if len(files) > 1:
         raise InvalidConfig(
             f"{named[0]} is a training file and names its own data; give it alone", param="data"
         )
     own, notes = read_settings(Path(named[0]), [])
-    return parse_config({**own, **keys}), notes
+    if "stages" in own:
+        return [stage.config for stage in parse_stages({**own, **keys})], notes
+    return [parse_config({**own, **keys})], notes
 
 
 def _objective_of(file: str) -> str:

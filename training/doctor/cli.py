@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,34 +74,42 @@ def check_command(
     if redact:
         keys["redact_personal_data"] = True
     try:
-        checked = check_data(files, keys, against or [])
+        answers = check_data(files, keys, against or [])
         if plot is not None:
-            _plot(checked, plot)
+            _plot(answers, plot)
     except LoraloopError as error:
         typer.secho(str(error), err=True, fg="red")
         raise typer.Exit(EXIT_UNUSABLE if isinstance(error, InvalidData) else EXIT_USAGE) from None
     if json:
-        _print_json(checked)
+        _print_json(answers)
     else:
-        _print(checked, preview)
-    raise typer.Exit(EXIT_USABLE if checked.report.problem is None else EXIT_UNUSABLE)
+        for number, checked in enumerate(answers, start=1):
+            if len(answers) > 1:
+                typer.echo(f"stage {number}")
+            _print(checked, preview)
+    is_usable = all(checked.report.problem is None for checked in answers)
+    raise typer.Exit(EXIT_USABLE if is_usable else EXIT_UNUSABLE)
 
 
-def _plot(checked: Checked, path: Path) -> None:
+def _plot(answers: Sequence[Checked], path: Path) -> None:
     from training.doctor.plot import plot_lengths
     from training.errors import InvalidConfig
 
+    if len(answers) > 1 or not answers[0].lengths:
+        raise InvalidConfig("--plot needs the rows of one run in memory", param="plot")
     try:
-        plot_lengths(checked.lengths, checked.report.settings["max_length"], path)
+        plot_lengths(answers[0].lengths, answers[0].report.settings["max_length"], path)
     except OSError as error:
         raise InvalidConfig(f"cannot write {path}: {error.strerror}", param="plot") from error
 
 
-def _print_json(checked: Checked) -> None:
+def _print_json(answers: Sequence[Checked]) -> None:
+    """One report, or an object with the reports of all stages."""
     import json
 
-    report = checked.report.as_dict() | {"notes": checked.notes}
-    typer.echo(json.dumps(report, ensure_ascii=False, indent=2))
+    reports = [checked.report.as_dict() | {"notes": checked.notes} for checked in answers]
+    value = reports[0] if len(reports) == 1 else {"stages": reports}
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def _print(checked: Checked, num_rows: int) -> None:

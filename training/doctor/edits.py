@@ -97,8 +97,10 @@ def texts_of(record: Record) -> Iterator[tuple[Steps, str]]:
         return
     for name in ("messages", "chosen", "rejected"):
         for number, message in enumerate(getattr(record, name, ())):
-            for key in ("content", "tool_calls"):
-                yield from _strings(message.get(key), (name, number, key))
+            yield from _strings(message.get("content"), (name, number, "content"))
+            for place, call in enumerate(message.get("tool_calls") or ()):
+                path = (name, number, "tool_calls", place, "function", "arguments")
+                yield from _strings(call["function"]["arguments"], path)
 
 
 def is_cleaned(record: Record, path: Steps) -> bool:
@@ -133,8 +135,7 @@ def _strings(value: Any, path: Steps) -> Iterator[tuple[Steps, str]]:
             yield from _strings(each, (*path, number))
     elif isinstance(value, dict):
         for key, each in value.items():
-            if key not in ("type", "id", "name"):  # words of the format
-                yield from _strings(each, (*path, key))
+            yield from _strings(each, (*path, key))
 
 
 def show_path(path: Steps) -> str:

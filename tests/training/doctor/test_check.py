@@ -101,11 +101,23 @@ def test_a_file_of_llamafactory_is_checked_with_what_it_leaves_out(
     assert re.search("note: .*template", answer.stdout)
 
 
+def test_every_stage_is_checked(tmp_path: Path, tiny_base: Path) -> None:
+    write(tmp_path / "general.jsonl", rows(20))
+    stages = [{"data": str(tmp_path / "general.jsonl")}, {"clean": True}]
+    path = training_file(tmp_path, tiny_base, stages=stages)
+    answer = check(path, "--json")
+    assert answer.exit_code == 0, answer.output
+    found = json.loads(answer.stdout)["stages"]
+    assert [one["data"]["num_rows"] for one in found] == [20, 40]
+    write(tmp_path / "general.jsonl", rows(1))
+    assert check(path).exit_code == 1
+
+
 def test_pairs_are_known_by_their_first_row(tmp_path: Path, tiny_base: Path) -> None:
     pairs = [{"instruction": f"Q{i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(9)]
     answer = check(write(tmp_path / "p.jsonl", pairs), "--base", tiny_base)
     assert answer.exit_code == 0, answer.output
-    assert read_question([str(tmp_path / "p.jsonl")], {})[0].objective == "dpo"
+    assert read_question([str(tmp_path / "p.jsonl")], {})[0][0].objective == "dpo"
 
 
 GOOD = [json.dumps(row) for row in rows(9)]

@@ -252,7 +252,8 @@ def test_what_a_tool_said_is_not_tidied_but_redacted(tmp_path: Path, base: Base)
     from training.doctor.cleaning import RULES
     from training.doctor.edits import Treatment
 
-    call = {"type": "function", "function": {"name": "f", "arguments": {"to": "a@b.example.com"}}}
+    function = {"name": "f", "arguments": {"name": "a@b.example.com"}}
+    call = {"type": "function", "id": "13800138000", "function": function}
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "<b>Q</b>"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -263,6 +264,8 @@ def test_what_a_tool_said_is_not_tidied_but_redacted(tmp_path: Path, base: Base)
     treated, changes = Treatment(tuple(RULES), redacts=True).apply(record, 1)
     assert isinstance(treated, Conversation)
     assert [message["content"] for message in treated.messages] == ["Q", "", "<b>[PHONE]</b>", "A"]
-    assert treated.messages[1]["tool_calls"][0]["function"]["arguments"] == {"to": "[EMAIL]"}
+    (redacted,) = treated.messages[1]["tool_calls"]
+    assert redacted["function"]["arguments"] == {"name": "[EMAIL]"}
+    assert redacted["id"] == "13800138000"  # what the result refers to
     assert messages[0]["content"] == "<b>Q</b>"  # the record itself is as it was
     assert Change(1, "f", 1, "messages[0].content", "html", "<b>Q</b>", "Q") in changes

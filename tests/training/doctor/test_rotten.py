@@ -89,7 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(folder: Path, tiny_base: Path, **keys: Any) -> Checked:
     settings = {"base": str(tiny_base), "max_length": 256, **keys}
-    return check_data([str(folder / "rotten.jsonl")], settings, [str(folder / "held.jsonl")])
+    (checked,) = check_data([str(folder / "rotten.jsonl")], settings, [str(folder / "held.jsonl")])
+    return checked
 
 
 def test_every_problem_is_counted_once(folder: Path, tiny_base: Path) -> None:
