@@ -16,6 +16,7 @@ from training.combinations import check_device
 from training.config import TrainingConfig
 from training.data.load import TrainingData, load_data
 from training.data.load_streamed import load_streamed
+from training.data.place import check_places
 from training.errors import InvalidConfig
 from training.evaluate.questions import Preparation, PreparedSuite
 from training.evaluate.suite import load_suite
@@ -40,6 +41,7 @@ class Inputs:
 
 def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
+    check_places([*config.data, *config.validation_data, *config.test_data])
     check_device(config)
     check_trackers(config)
     registry = Registry(home, Database(home.database_url))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def find_place(source: DataSource) -> Place:
         return Place(HubData(name, source.subset, source.split, None), layout, source.num_samples)
     _refuse_parts_of_a_file(source.path, source.subset, source.split)
     return Place(Path(source.path), layout, source.num_samples)
+
+
+def check_places(sources: Iterable[DataSource]) -> None:
+    """What is wrong with a source before a row of it is read. Raises what ``find_place`` does, and
+    InvalidData for a file that is not there."""
+    for source in sources:
+        data = find_place(source).data
+        if isinstance(data, Path) and not data.exists():
+            raise InvalidData(f"cannot read the data file {data}: there is no such file")
 
 
 def _refuse_parts_of_a_file(path: str, subset: str | None, split: str) -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from artifacts.errors import InvalidData, InvalidInput
+from artifacts.home import Home
+from training.config import parse_config
 from training.data.records import Conversation, PlainText, PreferencePair, Record
 from training.data.rows import BadRow
 from training.data.sources import SourceRows, read_source
+from training.inputs import load_inputs
 from training.keys.data import DataSource
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -206,6 +209,20 @@ def test_an_entry_must_be_named_and_leaves_nothing_open(tmp_path: Path) -> None:
     write(Path(info), "{")
     with pytest.raises(InvalidData, match="not valid JSON"):
         read_source(source(path), seed=0)
+
+
+def test_a_wrong_source_is_told_before_the_base_is_opened(tmp_path: Path) -> None:
+    """Opening a base loads torch: seconds, after which a mistake in a path is a surprise."""
+    here = str(write(tmp_path / "x.json", [alpaca(0)]))
+    wrong: list[dict[str, Any]] = [
+        {"data": str(tmp_path / "absent.json")},
+        {"data": {"path": here, "columns": {"promt": "q"}}},
+        {"data": here, "test_data": entry(tmp_path, file_name="gone.json")},
+    ]
+    for keys in wrong:
+        config = parse_config({"name": "x", "base": str(tmp_path / "no-base"), **keys})
+        with pytest.raises(InvalidInput, match=r"absent\.json|promt|gone\.json"):
+            load_inputs(config, Home.open(tmp_path / "home"))
 
 
 # --- hub ---
