@@ -80,13 +80,6 @@ def test_freeze_moves_only_the_layers_it_names(
     assert all(name.startswith("model.layers.") for name in moved)
 
 
-def test_the_next_run_takes_it_as_its_base(settings: dict[str, Any]) -> None:
-    train({k: v for k, v in settings.items() if k != "rank"}, **FULL, max_steps=4)
-    train(settings, max_steps=4, base=str(published(settings)), name="on-top")
-    (version,) = versions(settings)
-    assert version.manifest.base_fingerprint == open_base(published(settings)).fingerprint
-
-
 def test_a_resumed_run_is_the_uninterrupted_run(settings: dict[str, Any], tmp_path: Path) -> None:
     more = FULL | {"max_steps": 8}
     del settings["rank"]
