@@ -98,9 +98,15 @@ def texts_of(record: Record) -> Iterator[tuple[Steps, str]]:
     for name in ("messages", "chosen", "rejected"):
         for number, message in enumerate(getattr(record, name, ())):
             yield from _strings(message.get("content"), (name, number, "content"))
-            for place, call in enumerate(message.get("tool_calls") or ()):
-                path = (name, number, "tool_calls", place, "function", "arguments")
-                yield from _strings(call["function"]["arguments"], path)
+            yield from _arguments(message.get("tool_calls"), (name, number, "tool_calls"))
+
+
+def _arguments(calls: Any, path: Steps) -> Iterator[tuple[Steps, str]]:
+    """Of all calls. What has another form than a call is refused where rows are rendered."""
+    for number, call in enumerate(calls if isinstance(calls, list) else ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            yield from _strings(function.get("arguments"), (*path, number, "function", "arguments"))
 
 
 def is_cleaned(record: Record, path: Steps) -> bool:

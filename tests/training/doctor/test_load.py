@@ -269,3 +269,27 @@ def test_what_a_tool_said_is_not_tidied_but_redacted(tmp_path: Path, base: Base)
     assert redacted["id"] == "13800138000"  # what the result refers to
     assert messages[0]["content"] == "<b>Q</b>"  # the record itself is as it was
     assert Change(1, "f", 1, "messages[0].content", "html", "<b>Q</b>", "Q") in changes
+
+
+@pytest.mark.parametrize(
+    "calls", ["f()", [1], [{}], [{"function": 1}], [{"function": {"name": "f"}}]]
+)
+def test_calls_of_another_form_are_bad_rows_and_no_crash(
+    tmp_path: Path, base: Base, calls: Any
+) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "tool_calls": calls}]
+    file = write(tmp_path / "d.jsonl", [{"messages": turns}])
+    with pytest.raises(InvalidData):
+        load(base, [file], clean=True, redact_personal_data=True)
+
+
+@pytest.mark.parametrize(
+    "content", [5, {"a": 1}, [1], [{"type": "text"}], [{"type": "text", "text": 3}]]
+)
+def test_contents_of_another_form_are_bad_rows_and_no_crash(
+    tmp_path: Path, base: Base, content: Any
+) -> None:
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "A"}]
+    file = write(tmp_path / "d.jsonl", [{"messages": turns}])
+    with pytest.raises(InvalidData):
+        load(base, [file], clean=True, redact_personal_data=True)
