@@ -128,6 +128,15 @@ def test_every_part_has_each_stratum_in_its_share(counts: list[int], seed: int) 
         assert sizes(parts)[1:] == [max(1, total // 10)] * 2
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_only_row_of_a_stratum_is_trained(seed: int) -> None:
+    """Where the larger strata cannot fill the parts, the parts stay smaller."""
+    rows = [SplitRow(b"%d" % n, (), str(n) if n < 12 else "many") for n in range(20)]
+    parts = split_rows(rows, EIGHT_ONE_ONE, seed)
+    assert sizes(parts) == [18, 1, 1]
+    assert {rows[row].stratum for row in parts.train} == {row.stratum for row in rows}
+
+
 def test_a_large_group_does_not_fill_the_test_part() -> None:
     rows = [SplitRow(b"%d" % number, ("many" if number < 60 else number,)) for number in range(100)]
     for seed in range(5):

@@ -119,7 +119,7 @@ def _quotas(groups: Sequence[_Group], sizes: Sequence[int]) -> dict[str, list[in
     for part in (2, 1):  # test first
         exact = {stratum: sizes[part] * count / total for stratum, count in counts.items()}
         for stratum, quota in quotas.items():
-            quota[part] = min(int(exact[stratum]), counts[stratum] - 1 - sum(quota))
+            quota[part] = int(exact[stratum])
         by_remainder = sorted(quotas, key=lambda s: (quotas[s][part] - exact[s], s))
         missing = sizes[part] - sum(quota[part] for quota in quotas.values())
         for stratum in by_remainder:
