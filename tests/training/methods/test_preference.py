@@ -193,7 +193,10 @@ def test_it_learns_to_prefer_and_serves(dpo: dict[str, Any], method: str) -> Non
     assert metrics["preference_accuracy"] == 1.0
     assert metrics["preference_margin"] > 0
     assert metrics["merge_difference"] < 1e-4
-    assert version.manifest.gate == "passed"
+    (gate,) = [gate for gate in version.manifest.gates if gate.name == "held_out_loss"]
+    assert gate.passed
+    wanted = metrics["preference_loss"], metrics["reference_preference_loss"]
+    assert (gate.value, gate.threshold) == wanted  # not the loss per token
     model = adapted_model(dpo, version.path)
     base = load_transformers_model(open_base(dpo["base"]))
     assert answer(model, dpo["base"], "What is 3?") != answer(base, dpo["base"], "What is 3?")
