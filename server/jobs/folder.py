@@ -44,6 +44,14 @@ class JobFolder:
         names = (path.name for path in self._checkpoints.glob("step-*"))
         return [int(name[5:]) for name in names if name[5:].isdigit()]
 
+    def drop_checkpoint(self, step: int) -> bool:
+        """Whether there was one to remove. Requests that have begun end on what is in memory."""
+        path = self.checkpoint(step)
+        if not path.is_dir():
+            return False
+        shutil.rmtree(path)
+        return True
+
     def keep_logs_only(self) -> None:
         """What a failed or cancelled job leaves: progress and log, no checkpoint."""
         if self.work.exists():

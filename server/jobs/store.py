@@ -154,11 +154,14 @@ class JobStore:
             _job(session, job_id)
             after = None
             if paging.after is not None:
-                known = select(CheckpointRow.sequence).where(CheckpointRow.id == paging.after)
-                after = session.scalar(known)
-                if after is None:
-                    raise NotFound(f"Job {job_id} has no checkpoint {paging.after!r}.")
+                after = _checkpoint(session, job_id, paging.after).sequence
             return page_of(session, query, CheckpointRow.sequence, paging, after)
+
+    def checkpoint(self, job_id: str, checkpoint_id: str) -> CheckpointRow:
+        """Raises NotFound."""
+        with self._database.reading() as session:
+            _job(session, job_id)
+            return _checkpoint(session, job_id, checkpoint_id)
 
 
 def event_id(event: JobEventRow) -> str:
@@ -210,6 +213,14 @@ def _job(session: Session, job_id: str) -> JobRow:
             f"No fine-tuning job has the id {job_id!r}. GET /v1/fine_tuning/jobs lists them."
         )
     return job
+
+
+def _checkpoint(session: Session, job_id: str, checkpoint_id: str) -> CheckpointRow:
+    same = (CheckpointRow.job_id == job_id) & (CheckpointRow.id == checkpoint_id)
+    row = session.scalar(select(CheckpointRow).where(same))
+    if row is None:
+        raise NotFound(f"Job {job_id} has no checkpoint {checkpoint_id!r}.")
+    return row
 
 
 def _set(job: JobRow, values: dict[str, Any]) -> JobRow:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from artifacts.errors import NotFound
+from artifacts.storage import storage_errors
 from server.answers.streaming import PING_S
 from server.audit import who
 from server.auth import Caller
@@ -125,6 +126,22 @@ def list_checkpoints(
     steps = server.jobs.folder(job_id).kept_steps()
     page = server.jobs.store.checkpoints(job_id, Paging(after, limit), steps)
     return list_json(page.map(lambda row: checkpoint_json(row, job)))
+
+
+@router.delete(
+    "/{job_id}/checkpoints/{checkpoint_id}", summary="Delete a checkpoint", responses=_NO_JOB
+)
+def delete_checkpoint(
+    job_id: str, checkpoint_id: str, server: ServerDep, caller: Admin
+) -> dict[str, Any]:
+    """Its adapter is gone from the disk; the job and its version stay."""
+    row = server.jobs.store.checkpoint(job_id, checkpoint_id)
+    folder = server.jobs.folder(job_id)
+    with storage_errors(folder.root):
+        if not folder.drop_checkpoint(row.step):
+            raise NotFound(f"The adapter of checkpoint {checkpoint_id} is not kept any more.")
+    server.audit.record(who(caller), "checkpoint.delete", checkpoint_id, job=job_id, step=row.step)
+    return {"id": checkpoint_id, "object": "fine_tuning.job.checkpoint", "deleted": True}
 
 
 @router.post("/{job_id}/cancel", summary="Cancel a job", responses=_CONFLICT)

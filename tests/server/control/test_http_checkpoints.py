@@ -134,3 +134,20 @@ def test_a_job_may_start_from_a_checkpoint(
     shutil.rmtree(folder)
     with pytest.raises(openai.NotFoundError):
         api.fine_tuning.jobs.create(model=name, training_file=job.training_file)
+
+
+def test_one_can_be_deleted_for_itself(
+    api: openai.OpenAI, paused: Any, home: Home, live: Live
+) -> None:
+    newest, oldest = checkpoints(api, paused.id)
+    url = f"{live.url}/v1/fine_tuning/jobs/{paused.id}/checkpoints"
+    assert httpx.delete(f"{url}/{newest.id}").json()["deleted"] is True
+    assert [each.step_number for each in checkpoints(api, paused.id)] == [oldest.step_number]
+    assert not (home.jobs / paused.id / "work" / "checkpoints" / "step-5").exists()
+    with pytest.raises(openai.NotFoundError):
+        ask(api, newest.fine_tuned_model_checkpoint)
+    assert ask(api, oldest.fine_tuned_model_checkpoint).choices[0].message.content
+    for checkpoint_id in (newest.id, "ftckpt-none"):
+        assert httpx.delete(f"{url}/{checkpoint_id}").status_code == 404
+    other = url.replace(paused.id, "ftjob-" + "0" * 24)
+    assert httpx.delete(f"{other}/{oldest.id}").status_code == 404
