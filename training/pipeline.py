@@ -201,6 +201,8 @@ def _num_batches(inputs: Inputs) -> int:
 def load_trainer(inputs: Inputs, session: Session) -> MethodTrainer:
     """The model with what is to be trained of it, ready for the first step."""
     model = session.method.build()
+    if torch.cuda.is_available() and session.config.quantization == "none":
+        model.to("cuda")  # as the trainer does later; a reference is taken before
     split = session.objective.prepare(model, inputs.data.split, session.config.batch_size)
     trainer = build_trainer(model, split, session)
     if session.config.kept_checkpoints and session.method.makes_adapter:

@@ -46,7 +46,7 @@ class WholeModel:
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if self._plan.dtype != "float32":  # for evaluation too, where the trainer adds none
-            kind = next(model.parameters()).device.type
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
             autocast = torch.autocast(kind, _DTYPES[self._plan.dtype])
             model.forward = autocast(model.forward)
         return model

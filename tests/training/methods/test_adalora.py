@@ -105,6 +105,13 @@ def test_a_run_too_short_to_share_out_is_refused(settings: dict[str, Any]) -> No
         train(settings, **ADALORA, max_steps=2, adalora_final_ratio=0.5, adalora_warmup_ratio=0.4)
 
 
+def test_its_matrices_are_float32_on_a_bfloat16_base(settings: dict[str, Any]) -> None:
+    train(settings, **ADALORA, dtype="bfloat16", max_steps=6)
+    (version,) = versions(settings)
+    pairs = served(settings, version.path).pairs.values()
+    assert {pair.a.dtype for pair in pairs} == {torch.float32}
+
+
 def test_the_penalty_is_pefts_own(settings: dict[str, Any]) -> None:
     """PEFT adds it to the loss that a model computes itself."""
     base = open_base(settings["base"])
