@@ -30,7 +30,7 @@ def preview(rows: Sequence[LoadedRow], tokenizer: Any, has_colour: bool) -> Iter
 
 def render_masked(example: Example, tokenizer: Any, has_colour: bool) -> Text:
     """The tokens' own text: of whole runs, because a character may be several tokens."""
-    special = set(tokenizer.all_special_ids)
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     tokens = zip(example.input_ids, example.labels, strict=True)
     pieces: list[Text | tuple[str, str]] = []
     for (is_learned, is_special), run in groupby(

@@ -17,8 +17,10 @@ from artifacts.chat import ChatRenderer
 from loraloop import app
 from tests.training.conftest import rows
 from training.config import load_config
+from training.data.examples import IGNORED, Example
 from training.data.load import load_data
 from training.doctor.check import read_question
+from training.doctor.preview import LEARNED, READ, SPECIAL, render_masked
 
 
 def check(*arguments: str | Path) -> Result:
@@ -213,3 +215,23 @@ def test_questions_that_cannot_be_answered_exit_with_2(tmp_path: Path, tiny_base
         answer = check(*arguments)
         assert answer.exit_code == 2, answer.output
         assert message in answer.output
+
+
+def test_the_preview_colours_what_is_learned_and_shows_special_tokens(tiny_base: Path) -> None:
+    tokenizer = open_base(tiny_base).tokenizer
+    turns = [{"role": "user", "content": "甄嬛?"}, {"role": "assistant", "content": "在。"}]
+    rendered = ChatRenderer(tokenizer).render_training(turns)
+    labels = [
+        token if learned else IGNORED
+        for token, learned in zip(rendered.input_ids, rendered.assistant_mask, strict=True)
+    ]
+    text = render_masked(Example(rendered.input_ids, labels), tokenizer, has_colour=True)
+    assert text.plain == "<|bos|><|user|>甄嬛?<|end|><|assistant|>在。<|end|>"
+    styled = [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+    assert styled == [
+        ("<|bos|><|user|>", f"{READ} {SPECIAL}"),
+        ("甄嬛?", READ),
+        ("<|end|><|assistant|>", f"{READ} {SPECIAL}"),
+        ("在。", LEARNED),
+        ("<|end|>", f"{LEARNED} {SPECIAL}"),
+    ]
