@@ -13,12 +13,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from training.batches import Batch, collate
 from training.data.examples import IGNORED, Example
-from training.segments import no_mask, use_segments
+from training.segments import no_mask, rounded, use_segments
 
 _MAX_LOGITS = 1 << 26  # float32 logits that exist at once: 256 MB
 
@@ -38,15 +38,22 @@ class HeldOutLoss:
 def forward(model: Any, batch: Batch, **options: Any) -> Tensor:
     """Logits of the batch, [num_tokens, vocab], or of the positions in ``logits_to_keep``."""
     use_segments(model)
+    num_tokens = batch["input_ids"].shape[1]
+    keep = options.pop("logits_to_keep", torch.arange(num_tokens, device=batch["input_ids"].device))
+    weight = next(model.parameters())
+    extra = rounded(weight, num_tokens, 64) - num_tokens  # one more row, which nobody looks at
     output = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
+        input_ids=pad(batch["input_ids"], (0, extra)),
+        position_ids=torch.cat(
+            [batch["position_ids"], torch.arange(extra, device=keep.device)[None]], dim=1
+        ),
         attention_mask=no_mask(batch["input_ids"]),
-        segments=batch["lengths"].tolist(),
+        segments=[*batch["lengths"].tolist(), *([extra] if extra else [])],
+        logits_to_keep=pad(keep, (0, rounded(weight, len(keep), 32) - len(keep))),
         use_cache=False,
         **options,
     )
-    logits: Tensor = output.logits[0]
+    logits: Tensor = output.logits[0, : len(keep)]
     return logits
 
 

@@ -94,6 +94,27 @@ def test_a_row_sees_nothing_of_its_neighbours(model: Any) -> None:
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+def test_sixteen_bit_batches_come_in_few_sizes_and_mean_the_same(model: Any) -> None:
+    """Kernels are compiled per size; the row that fills up is seen by nobody."""
+    seen: list[tuple[int, int]] = []
+
+    def note(_module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        seen.append((options["input_ids"].shape[1], len(options["logits_to_keep"])))
+
+    wanted = [forward(model, collate(ROWS[:count])) for count in (1, 2, 3, 8)]
+    model.to(torch.bfloat16)
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        for count, logits in zip((1, 2, 3, 8), wanted, strict=True):
+            found = forward(model, collate(ROWS[:count])).float()
+            torch.testing.assert_close(found, logits, rtol=0.1, atol=0.1)
+            summed_loss(model, collate(ROWS[:count]))
+    finally:
+        hook.remove()
+        model.float()
+    assert all(tokens % 64 == 0 and targets % 32 == 0 for tokens, targets in seen)
+
+
 def test_without_segments_the_model_answers_as_ever(model: Any) -> None:
     """Padding on the left and a cache, as ``generate`` uses them, after a training step."""
     ids = torch.tensor([[5, 5, *ROWS[0].input_ids]])
