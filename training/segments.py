@@ -80,8 +80,8 @@ def rounded(tensor: Tensor, count: int, step: int) -> int:
     """``count``, or the next multiple of ``step`` where every size costs a kernel of its own.
 
     oneDNN, which multiplies 16-bit matrices on CPUs, compiles one for each shape and keeps it: 120
-    batches of different sizes took 1.3 GB on a base of 10 MB, rounded ones 0.3 GB and a third of the
-    time.
+    batches of different sizes took 1.3 GB on a base of 10 MB, rounded ones 0.3 GB and a third as
+    long.
     """
     if tensor.is_cuda or tensor.dtype not in (torch.bfloat16, torch.float16):
         return count
