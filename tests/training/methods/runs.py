@@ -24,6 +24,13 @@ def train(settings: dict[str, Any], **more: Any) -> Recorder:
     return recorder
 
 
+def unreadable(settings: dict[str, Any]) -> list[str]:
+    """A data file that whoever reads it complains of."""
+    path = Path(settings["data"][0]).with_name("unreadable.json")
+    path.write_text("[", encoding="utf-8")
+    return [str(path)]
+
+
 def versions(settings: dict[str, Any]) -> list[AdapterVersion]:
     home = Home.open(settings["home"])
     return Registry(home, Database(home.database_url)).list()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artifacts.base import open_base
-from tests.training.methods.runs import answer, figures, losses, served, train, versions
+from tests.training.methods.runs import answer, figures, losses, served, train, unreadable, versions
 from tests.training.test_run import interrupt
 from training.config import parse_config
 from training.errors import InvalidConfig
@@ -96,7 +96,7 @@ def test_what_needs_cuda_is_refused_before_the_data_is_read(
     settings: dict[str, Any], key: str, value: str
 ) -> None:
     with pytest.raises(InvalidConfig, match=f"{key}='{value}' needs a CUDA device") as caught:
-        train(settings, **{key: value}, data=["no such file"])
+        train(settings, **{key: value}, data=unreadable(settings))
     assert caught.value.param == key
 
 
@@ -107,7 +107,7 @@ def test_without_bitsandbytes_the_remedy_is_told(
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InvalidConfig, match=r"pip install 'loraloop\[quantization\]'"):
-        train(settings, quantization="nf4", data=["no such file"])
+        train(settings, quantization="nf4", data=unreadable(settings))
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import pytest
 
 from artifacts.errors import NotFound
 from tests.training.conftest import Recorder, rows
-from tests.training.methods.runs import served, train, versions
+from tests.training.methods.runs import served, train, unreadable, versions
 from tests.training.test_run import interrupt
 from training.config import parse_config
 from training.errors import InvalidConfig
@@ -40,7 +40,9 @@ def first(settings: dict[str, Any], trained: Path) -> dict[str, Any]:
 
 def refuse(settings: dict[str, Any], match: str, **more: Any) -> None:
     recorder = Recorder()
-    config = parse_config({**settings, "data": ["no such file"], **more})  # the data is not read
+    config = parse_config(
+        {**settings, "data": unreadable(settings), **more}
+    )  # the data is not read
     with pytest.raises(InvalidConfig, match=match):
         train_adapter(config, recorder, StopRequest())
     assert recorder.events == []

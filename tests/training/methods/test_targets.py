@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.methods.runs import train
+from tests.training.methods.runs import train, unreadable
 from training.errors import InvalidConfig
 
 
@@ -29,5 +29,5 @@ def test_it_is_refused_by_name(
     if "rank" not in keys:
         del settings["rank"]
     with pytest.raises(InvalidConfig, match=message) as caught:
-        train(settings, **keys, data=["no such file"])
+        train(settings, **keys, data=unreadable(settings))
     assert caught.value.param == key
