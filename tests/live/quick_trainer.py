@@ -56,6 +56,7 @@ def save(work: Path, step: int) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "adapter.bin").write_bytes(b"x" * 10_000)
     (folder / "trainer_state.json").write_text("{}")
+    (work / "checkpoints" / f"step-{step}").mkdir(parents=True, exist_ok=True)  # what is listed
     emit(event="checkpoint", step=step, path=str(folder))
 
 
