@@ -18,6 +18,7 @@ RUN pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE loraloop.py ./
 COPY artifacts artifacts
 COPY training training
+COPY export export
 COPY server server
 RUN pip install --no-deps .
 
