@@ -41,9 +41,9 @@ class Inputs:
 
 def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     """Raises InvalidData, InvalidInput or NotFound for whatever cannot be trained from."""
-    check_places([*config.data, *config.validation_data, *config.test_data])
     check_device(config)
     check_trackers(config)
+    check_places([*config.data, *config.validation_data, *config.test_data])
     registry = Registry(home, Database(home.database_url))
     base = open_chat_base(config.base)
     start = open_start(config, registry, base)
