@@ -16,6 +16,7 @@ WINDOW = 20  # steps that are compared with the steps before them
 MIN_STEPS = 3 * WINDOW
 _EXPLOSION = 20.0  # gradient norms above this many medians
 _SWING = 0.35  # spread of a window's losses, as a share of their mean
+_LEARNED = 0.3  # of the loss at the start
 _FLAT = 0.002  # relative gain of a window over the two before it
 _RISES = 2  # evaluations in a row with a rising validation loss
 
@@ -90,8 +91,13 @@ def exploding_gradient(history: History) -> Diagnosis | None:
 
 
 def oscillation(history: History) -> Diagnosis | None:
-    """Large swings that do not come down, while the mean does not fall either."""
+    """Large swings that do not come down, while the mean does not fall either.
+
+    What has been learned swings too, by shares of next to nothing: that is no finding.
+    """
     if len(history.losses) < MIN_STEPS:
+        return None
+    if fmean(history.losses[-WINDOW:]) < _LEARNED * fmean(history.losses[:WINDOW]):
         return None
     before, now = history.losses[-2 * WINDOW : -WINDOW], history.losses[-WINDOW:]
     if fmean(now) < 0.98 * fmean(before):

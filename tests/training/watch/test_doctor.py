@@ -40,6 +40,13 @@ def test_a_healthy_run_is_left_alone() -> None:
     assert symptoms(healthy, steady, 400, (2.0, 1.7, 1.6, 1.58)) == []
 
 
+def test_small_losses_may_swing() -> None:
+    def learned(step: int, draw: random.Random) -> float:
+        return 5.0 * math.exp(-step / 20) + abs(draw.gauss(0, 0.1))
+
+    assert symptoms(learned, steady, 400) == []
+
+
 CASES: list[tuple[str, Curve, Curve, tuple[float, ...]]] = [
     ("not_a_number", lambda s, d: math.nan if s > 30 else healthy(s, d), steady, ()),
     ("everything_masked", lambda s, d: 0.0, steady, ()),
