@@ -38,12 +38,13 @@ def safe_remedy(config: TrainingConfig, code: FailureCode) -> dict[str, Any] | N
     """Keys to change before the run goes on; None if nothing safe is left or nothing was allowed.
 
     Out of memory: fewer rows at a time with as many more batches per step, then activations that
-    are computed twice instead of kept.
+    are computed twice instead of kept. Packed batches are cut by tokens, so that smaller ones would
+    be another run, which no checkpoint fits: there only the activations are left.
     """
     if not config.auto_remedy or code != "out_of_memory":
         return None
     rows = config.batch_size
-    if rows > 1:
+    if rows > 1 and not config.packing:
         fewer = next(n for n in range(rows // 2, 0, -1) if rows % n == 0)
         batches = config.gradient_accumulation * (rows // fewer)
         return {"batch_size": fewer, "gradient_accumulation": batches}

@@ -37,6 +37,7 @@ def config(**more: Any) -> TrainingConfig:
         ),
         ({"batch_size": 1}, {"gradient_checkpointing": True}),
         ({"batch_size": 1, "gradient_checkpointing": True}, None),
+        ({"batch_size": 8, "packing": True}, {"gradient_checkpointing": True}),
         ({"auto_remedy": False}, None),
     ],
 )

@@ -67,7 +67,7 @@ def make_forecast(trainer: Any, first_step: int, mark: MemoryMark) -> Forecast:
     steps_left = trainer.args.max_steps - first_step
     evaluations = steps_left / trainer.args.eval_steps if trainer.args.eval_steps else 0
     work = steps_left * tokens.per_step + evaluations * tokens.validation * _FORWARD_SHARE
-    step = (probe.peak_bytes - gradients) / probe.num_tokens * tokens.largest_batch
+    step = max(0, probe.peak_bytes - gradients) / probe.num_tokens * tokens.largest_batch
     optimizer = sum(p.numel() for p in trained) * _STATE_BYTES[trainer.config.optimizer]
     return Forecast(
         trainable_parameters=sum(p.numel() for p in trained),

@@ -35,12 +35,6 @@ class MemoryMark:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
-    def rise(self) -> int:
-        """What is taken now beyond this mark."""
-        if torch.cuda.is_available():
-            return torch.cuda.memory_allocated()
-        return max(0, psutil.Process().memory_info().rss - self._baseline)
-
     def peak(self) -> int:
         """The largest rise since this mark."""
         return max(self._earlier, self.recent_peak())
