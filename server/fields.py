@@ -43,9 +43,10 @@ class StrictBody(BaseModel):
     def _refuse_unknown_keys(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         for key in value:
-            if key not in cls.model_fields:
-                raise _unknown(str(key), sorted(cls.model_fields))
+            if key not in known:
+                raise _unknown(str(key), sorted(known))
         return value
 
 

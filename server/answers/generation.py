@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from artifacts.errors import NotFound
 from server.answers.admission import Ticket
 from server.answers.deadline import Deadline, DeadlinePassed
+from server.answers.pieces import ParserFactory, PlainParser
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import RETRY_AFTER_S, ApiError
@@ -41,6 +42,9 @@ class Work:
     received_at: float  # time.perf_counter
     id_prefix: str
     ticket: Ticket
+    priority: int = 0
+    cache_salt: str = ""
+    parser: ParserFactory = PlainParser  # of each choice's text
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class Answer:
     num_open: int  # choices whose end has not been taken
     num_generated: int = 0
     num_cached: int = 0
+    num_thinking: int = 0  # of the generated tokens
     num_unread: int = 0  # tokens that have arrived and were not taken
     on_arrival: Callable[[], None] | None = None
     _failure: ApiError | None = None
@@ -131,6 +136,7 @@ class Answer:
             "completion_tokens": self.num_generated,
             "total_tokens": self.num_prompt_tokens + self.num_generated,
             "prompt_tokens_details": {"cached_tokens": self.num_cached},
+            "completion_tokens_details": {"reasoning_tokens": self.num_thinking},
         }
 
     def _note(self, delta: Delta) -> None:
@@ -169,6 +175,7 @@ class Answer:
             self.timer.tokens(len(delta.token_ids), index)
         if delta.timing is not None:
             self.num_cached += delta.timing.num_cached_tokens
+            self.num_thinking += delta.timing.num_thinking_tokens
             self.timer.timing(delta.timing)
         if delta.finish_reason == "error":
             log.error("answer %s, choice %d failed: %s", self.id, index, delta.error)
@@ -276,7 +283,15 @@ def _request(
         # Choices with one seed would all be the same.
         sampling = replace(sampling, seed=(sampling.seed + index) % 2**63)
     name, share = f"{answer_id}-{index}", work.ticket.share
-    return GenerationRequest(name, prompt, sampling, work.target.adapter_key, share)
+    return GenerationRequest(
+        name,
+        prompt,
+        sampling,
+        work.target.adapter_key,
+        share,
+        priority=work.priority,
+        cache_salt=work.cache_salt,
+    )
 
 
 def merge(deltas: list[Delta]) -> Delta:
@@ -289,6 +304,7 @@ def merge(deltas: list[Delta]) -> Delta:
         text="".join(delta.text for delta in deltas),
         token_ids=tuple(token for delta in deltas for token in delta.token_ids),
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )
 
 

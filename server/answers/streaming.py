@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from server.answers.generation import Answer, Arrived
+from server.answers.pieces import AnswerParser, ParserFactory, PlainParser, read
 from server.answers.reader import Patience, Reader
 from server.answers.wire import DONE, Choice, Chunks, Wire, body, encode
 from server.connection import Line
-from server.engine.request import Delta
 from server.errors import ApiError
 
 log = logging.getLogger("loraloop.server")
@@ -28,7 +28,6 @@ log = logging.getLogger("loraloop.server")
 # A busy server's queue is mostly shorter; clients and proxies wait longer for a response to begin.
 HOLD_S = 5.0
 PING_S = 15.0
-EndTokens = frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +35,10 @@ class Form:
     """How an answer is to be written."""
 
     wire: Wire
-    end_tokens: EndTokens
+    end_tokens: frozenset[int]
     is_stream: bool
     has_usage: bool = False  # a last chunk of it; a whole body always has it
+    parser: ParserFactory = PlainParser  # makes one for each choice
 
 
 async def first_arrivals(answer: Answer) -> Arrived:
@@ -89,12 +89,13 @@ class AnswerEvents(EventSourceResponse):
 
 async def _events(answer: Answer, form: Form, first: Arrived) -> AsyncIterator[bytes]:
     chunks = Chunks(answer, form.wire, form.has_usage)
+    parsers = [form.parser() for _ in answer.streams]
     openings = [form.wire.opening(index) for index in range(len(answer.streams))]
     event = b"".join(chunks.of(choice) for choice in openings if choice is not None)
     arrived = first
     try:
         while True:
-            event += b"".join(_chunks(chunks, form, arrived))
+            event += b"".join(_chunks(chunks, form, parsers, arrived))
             if event:
                 yield event
             event = b""
@@ -111,13 +112,15 @@ async def _events(answer: Answer, form: Form, first: Arrived) -> AsyncIterator[b
         yield chunks.usage(answer) + DONE if form.has_usage else DONE
 
 
-def _chunks(chunks: Chunks, form: Form, arrived: Arrived) -> Iterator[bytes]:
+def _chunks(
+    chunks: Chunks, form: Form, parsers: list[AnswerParser], arrived: Arrived
+) -> Iterator[bytes]:
     for index, delta in arrived:
-        delta = without_end_token(delta, form.end_tokens)
-        if delta.text or delta.token_ids:
-            yield chunks.of(form.wire.piece(index, delta))
-        if delta.finish_reason is not None:
-            yield chunks.of(form.wire.ending(index, delta.finish_reason))
+        part = read(parsers[index], delta, form.end_tokens)
+        for choice in form.wire.part(index, part):
+            yield chunks.of(choice)
+        if part.finish_reason is not None:
+            yield chunks.of(form.wire.ending(index, part.finish_reason))
 
 
 def _error_event(error: ApiError) -> bytes:
@@ -127,16 +130,9 @@ def _error_event(error: ApiError) -> bytes:
 async def whole_answer(answer: Answer, form: Form) -> Response:
     """The answer as one JSON body, once it has ended. Raises ApiError."""
     choices = [Choice() for _ in answer.streams]
+    parsers = [form.parser() for _ in answer.streams]
     while arrived := await answer.arrivals():
         for index, delta in arrived:
-            choices[index].add(without_end_token(delta, form.end_tokens))
+            choices[index].add(read(parsers[index], delta, form.end_tokens))
     content = encode(body(answer, form.wire, choices))
     return Response(content, media_type="application/json", headers=answer.headers)
-
-
-def without_end_token(delta: Delta, end_tokens: EndTokens) -> Delta:
-    """The delta without the logprob of the token that only ended it, as OpenAI's answers."""
-    is_ended = delta.finish_reason == "stop" and delta.logprobs
-    if is_ended and delta.logprobs[-1].token_id in end_tokens:
-        return replace(delta, logprobs=delta.logprobs[:-1])
-    return delta

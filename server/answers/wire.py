@@ -7,13 +7,14 @@ an answer share is encoded once.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from server.answers.generation import Answer
+from server.answers.pieces import CallArguments, CallBegun, Part, Piece, Said, Thought
 from server.answers.token_text import TokenText
-from server.engine.request import Delta, TokenLogprob
+from server.engine.request import TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
 LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI's own floor
@@ -22,18 +23,41 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=F
 
 
 @dataclass(slots=True)
+class Call:
+    """One call of a function, collected."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Choice:
     """One finished answer, collected."""
 
     texts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str = ""
 
-    def add(self, delta: Delta) -> None:
-        self.texts.append(delta.text)
-        self.logprobs.extend(delta.logprobs)
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
+    def add(self, part: Part) -> None:
+        for piece in part.pieces:
+            self._add(piece)
+        self.logprobs.extend(part.logprobs)
+        if part.finish_reason is not None:
+            self.finish_reason = part.finish_reason
+
+    def _add(self, piece: Piece) -> None:
+        match piece:
+            case Said(text):
+                self.texts.append(text)
+            case Thought(text):
+                self.thoughts.append(text)
+            case CallBegun(_, id_, name):
+                self.calls.append(Call(id_, name))
+            case CallArguments(index, text):
+                self.calls[index].arguments.append(text)
 
     @property
     def text(self) -> str:
@@ -49,8 +73,8 @@ class Wire(Protocol):
     def opening(self, index: int) -> dict[str, Any] | None:
         """The choice of the chunk that is sent on acceptance, if there is one."""
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
-        """The choice of a chunk with new text."""
+    def part(self, index: int, part: Part) -> Iterator[dict[str, Any]]:
+        """The choices of the chunks with what is new, one each."""
 
     def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
         """The choice of a choice's last chunk."""
@@ -71,8 +95,14 @@ class ChatWire:
     def opening(self, index: int) -> dict[str, Any] | None:
         return _chat_choice(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
-        return _chat_choice(index, {"content": delta.text}, self._logprobs(delta.logprobs))
+    def part(self, index: int, part: Part) -> Iterator[dict[str, Any]]:
+        logprobs = self._logprobs(part.logprobs) if part.logprobs else None
+        pieces = part.pieces
+        if not pieces and logprobs is not None:
+            pieces = (Said(""),)
+        for piece in pieces:
+            yield _chat_choice(index, _chat_delta(piece), logprobs)
+            logprobs = None  # said once
 
     def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
         return _chat_choice(index, {}, None, finish_reason)
@@ -80,7 +110,7 @@ class ChatWire:
     def whole(self, index: int, choice: Choice) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": _chat_message(choice),
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
         }
@@ -99,6 +129,38 @@ class ChatWire:
         assert self._tokens is not None
         text, raw = self._tokens.of(token_id)
         return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
+
+
+def _chat_delta(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Said(text):
+            return {"content": text}
+        case Thought(text):
+            return {"reasoning_content": text}
+        case CallBegun(index, id_, name):
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, "id": id_, "type": "function", "function": function}
+            return {"tool_calls": [call]}
+        case CallArguments(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+
+def _chat_message(choice: Choice) -> dict[str, Any]:
+    """``content`` is null where there is nothing but calls, as in OpenAI's answers."""
+    content = None if choice.calls and not choice.texts else choice.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.thoughts:
+        message["reasoning_content"] = "".join(choice.thoughts)
+    if choice.calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": "".join(call.arguments)},
+            }
+            for call in choice.calls
+        ]
+    return message
 
 
 def _chat_choice(
@@ -123,8 +185,11 @@ class CompletionWire:
     def opening(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def piece(self, index: int, delta: Delta) -> dict[str, Any]:
-        return _text_choice(index, delta.text, self._logprobs(index, delta.logprobs))
+    def part(self, index: int, part: Part) -> Iterator[dict[str, Any]]:
+        text = "".join(piece.text for piece in part.pieces if isinstance(piece, Said))
+        logprobs = self._logprobs(index, part.logprobs) if part.logprobs else None
+        if text or logprobs is not None:
+            yield _text_choice(index, text, logprobs)
 
     def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
         return _text_choice(index, "", None, finish_reason)

@@ -6,9 +6,22 @@ Everything here crosses threads and is frozen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from server.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """Where a reasoning model's thoughts lie, in token ids, and how many tokens they may have."""
+
+    start_id: int
+    end_id: int
+    is_open: bool = False  # the prompt ends inside them
+    budget: int | None = None  # then ``end_id`` is written for the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +35,17 @@ class SamplingParams:
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # of Keskar et al., 2019; prompt and answer
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added)
     min_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     seed: int | None = None
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen token's only
+    prompt_logprobs: int | None = None  # of the prompt's tokens, likewise
+    grammar: Grammar | None = None  # that the answer follows; not while the model thinks
+    thinking: Thinking | None = None  # None: the base has no marks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,8 @@ class GenerationRequest:
     sampling: SamplingParams
     adapter: str | None = None
     share: Share = Share()
+    priority: int = 0  # among the waiting ones of its flow, lower first
+    cache_salt: str = ""  # K/V are shared with requests of the same salt only
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +94,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     error: str | None = None
     timing: Timing | None = None  # on the last delta
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # on the first, where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +107,7 @@ class Timing:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_generated_tokens: int
+    num_thinking_tokens: int = 0  # of the generated ones, the marks included
 
 
 @dataclass(frozen=True, slots=True)

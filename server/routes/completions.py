@@ -5,15 +5,15 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.answers.completion import completion_work
 from server.answers.deadline import DeadlineDep
 from server.answers.exchange import respond
 from server.answers.generation import Answer, accept
-from server.answers.prompts import completion_work
-from server.answers.schemas import CompletionRequest
 from server.answers.streaming import Form
 from server.answers.wire import CompletionWire
 from server.deps import Infer, ServerDep
 from server.routes.openapi import ANSWERS
+from server.schemas.completion import CompletionRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 

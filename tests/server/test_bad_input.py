@@ -91,13 +91,10 @@ CHAT_FIELDS = [
     ),
     ({"metadata": {"a": 1}}, "metadata.a", "invalid_value"),
     ({"temprature": 1}, "temprature", "unknown_parameter"),
-    ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-    ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    ({"logit_bias": {"5": 100}}, "logit_bias", "unsupported_parameter"),
-    ({"repetition_penalty": 1.1}, "repetition_penalty", "unsupported_parameter"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5", "invalid_value"),
+    ({"logit_bias": {"100000": 1}}, "logit_bias", "invalid_value"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
     ({"store": True}, "store", "unsupported_parameter"),
-    ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
     ({"use_beam_search": True}, "use_beam_search", "unsupported_parameter"),
 ]
 

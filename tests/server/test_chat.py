@@ -79,7 +79,8 @@ def test_a_stream_byte_for_byte(client: httpx.Client) -> None:
         + chunk("{}", '"length"')
         + head
         + '],"usage":{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5,'
-        '"prompt_tokens_details":{"cached_tokens":2}}}\n\n'
+        '"prompt_tokens_details":{"cached_tokens":2},'
+        '"completion_tokens_details":{"reasoning_tokens":0}}}\n\n'
         "data: [DONE]\n\n"
     )
 
@@ -153,6 +154,7 @@ def test_n_choices_are_interleaved_and_differ_in_seed(
         "completion_tokens": 18,
         "total_tokens": 21,
         "prompt_tokens_details": {"cached_tokens": 6},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     chunks = events(post(client, n=3, stream=True))
     for index in range(3):
@@ -176,14 +178,13 @@ def test_logprobs_of_a_whole_and_a_streamed_answer_are_equal(client: httpx.Clien
     assert streamed == whole
 
 
-def test_a_token_with_empty_text_is_sent_and_counts(
+def test_a_token_without_text_is_not_sent_and_counts(
     client: httpx.Client, engine: FakeEngine, fake_server: Server
 ) -> None:
     engine.script.tokens = (FIRST_ID + 6,)
     chunks = events(post(client, stream=True, max_tokens=1))
     assert [c["choices"][0]["delta"] for c in chunks[:-1]] == [
         {"role": "assistant", "content": ""},
-        {"content": ""},
         {},
     ]
     report = fake_server.telemetry.report()["adapters"]["base"]

@@ -83,7 +83,7 @@ def test_running_answers_finish_and_new_ones_are_503(
         assert refused.headers["retry-after"]
         reader.join(10)
     assert lines[-1] == "data: [DONE]"
-    assert len(lines) == 1 + 30 + 1 + 1 + 1  # role, tokens, end token, finish, DONE
+    assert len(lines) == 1 + 30 + 1 + 1  # role, tokens, finish, DONE
     assert fake_server.telemetry.report()["adapters"]["base"]["errors"] == 0
     assert not engine.is_started
 

@@ -1,0 +1,80 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, model_validator
+
+from server.fields import neutral, refuse
+from server.schemas.formats import ResponseFormat
+from server.schemas.messages import Message
+from server.schemas.sampling import INT31, MAX_TOP_LOGPROBS, CompatibleFields, SamplingFields
+from server.schemas.tools import MAX_TOOLS, Tool, ToolChoice
+
+MAX_MESSAGES = 8192
+
+
+class ChatRequest(SamplingFields, CompatibleFields):
+    """OpenAI's body, with vLLM's extensions."""
+
+    messages: list[Message] = Field(
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        examples=[[{"role": "user", "content": "Where is my order?"}]],
+    )
+    max_tokens: int | None = Field(None, ge=1, lt=INT31)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=INT31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+        None, description="how many tokens a reasoning model may think"
+    )
+    thinking_token_budget: int | None = Field(
+        None, ge=0, lt=INT31, description="tokens that a reasoning model may think, exactly"
+    )
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="variables for the base's chat template"
+    )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="the answer goes on where the last message stops"
+    )
+
+    functions: Annotated[Any, neutral([])] = None
+    function_call: Annotated[Any, neutral("none", "auto")] = None
+    modalities: Annotated[Any, neutral(["text"])] = None
+    audio: Annotated[Any, neutral()] = None
+    prediction: Annotated[Any, neutral()] = None
+    web_search_options: Annotated[Any, neutral()] = None
+    store: Annotated[bool | None, neutral(False)] = None
+    chat_template: Annotated[Any, neutral()] = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            message = "top_logprobs needs logprobs: true."
+            raise refuse("invalid_combination", message, "top_logprobs")
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and both[0] != both[1]:
+            message = (
+                f"max_tokens ({both[0]}) and max_completion_tokens ({both[1]}) differ: send one."
+            )
+            raise refuse("invalid_combination", message, "max_tokens")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_top_logprobs(self) -> int | None:
+        """As the engine wants it: None for no logprobs."""
+        if not self.logprobs:
+            return None
+        return 0 if self.top_logprobs is None else self.top_logprobs
