@@ -38,6 +38,8 @@ class BlockPool:
 
         At least one token is left to compute, because sampling needs its logits.
         """
+        if seq.is_unscored:  # its tokens have to go through the model to be scored
+            return
         candidates = seq.hash_blocks(self.block_size, (len(seq.token_ids) - 1) // self.block_size)
         for digest in candidates:
             block = self._block_of.get(digest)

@@ -47,18 +47,20 @@ class StepPlan:
         self.tokens: dict[Sequence, int] = {}
         self.num_tokens = 0
         self.num_prompt = 0  # of them, of prompts
+        self.num_scored = 0  # of those, whose log-probabilities are wanted
         self.is_closed = False  # to newcomers: blocks are short, and those behind could take them
 
     def give(self, seq: Sequence, num_tokens: int) -> None:
         self.tokens[seq] = num_tokens
-        self._count(num_tokens, 1)
+        self._count(seq, num_tokens, 1)
 
     def take_back(self, seq: Sequence) -> int:
         """All that ``seq`` was given."""
         num_tokens = self.tokens.pop(seq, 0)
-        self._count(num_tokens, -1)
+        self._count(seq, num_tokens, -1)
         return num_tokens
 
-    def _count(self, num_tokens: int, sign: int) -> None:
+    def _count(self, seq: Sequence, num_tokens: int, sign: int) -> None:
+        self.num_scored += sign * num_tokens if seq.is_unscored else 0
         self.num_tokens += sign * num_tokens
         self.num_prompt += sign * num_tokens if num_tokens > 1 else 0

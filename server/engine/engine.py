@@ -15,24 +15,34 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from server.engine.blocks import BlockPool
-from server.engine.errors import EngineClosed, EngineOverloaded, OutOfMemory, RequestTooLong
+from server.engine.errors import (
+    EngineClosed,
+    EngineError,
+    EngineOverloaded,
+    GrammarTooComplex,
+    OutOfMemory,
+    RequestTooLong,
+)
 from server.engine.execution import Execution, Outcome
 from server.engine.output import Decode, OutputText
+from server.engine.progress import advance, note_scores, prompt_logprobs
 from server.engine.request import (
     Delta,
     EngineStats,
     FinishReason,
     GenerationRequest,
+    Sampled,
     TokenLogprob,
 )
 from server.engine.residency import AdapterResidency
-from server.engine.scheduler import Scheduler, SchedulerLimits, is_end_token
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.slots import AdapterSlots
+from server.engine.spec import EngineSpec
 from server.engine.stream import AnswerStream, publish
 
 if TYPE_CHECKING:
@@ -41,29 +51,6 @@ if TYPE_CHECKING:
     from server.engine.runner import Runner
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSpec:
-    """Fixed facts of one engine: what the base allows and what the operator configured."""
-
-    kernels: str  # that compute a step: "amx" or "torch"
-    max_model_len: int
-    max_rank: int
-    max_resident_adapters: int
-    num_adapter_rows: int
-    num_blocks: int
-    block_size: int
-    kv_bytes: int
-    vocab_size: int
-    eos_token_ids: frozenset[int]
-    max_queue: int
-    scheduler: SchedulerLimits
-
-    @property
-    def capacity(self) -> int:
-        """Tokens of the longest request: the context, or the whole KV cache if that is less."""
-        return min(self.max_model_len, self.num_blocks * self.block_size)
 
 
 class Engine:
@@ -306,7 +293,7 @@ class Engine:
         deltas = []
         for seq, error in self._scheduler.failed:
             _, stream = self._open[seq.request.request_id]
-            deltas.append((stream, self._end(seq, "error", error=_explain(error))))
+            deltas.append((stream, self._end(seq, "error", error=error)))
         self._scheduler.failed.clear()
         return deltas
 
@@ -319,11 +306,15 @@ class Engine:
             seq, stream = self._open[chunk.seq.request.request_id]
             if isinstance(result, Exception):
                 self._runner.scrub(self._blocks.withdraw(seq))
-                deltas.append((stream, self._end(seq, "error", error=_explain(result))))
+                deltas.append((stream, self._end(seq, "error", error=result)))
                 continue
-            self._scheduler.update(chunk, None if result is None else result.token_id)
             if result is not None:
+                note_scores(chunk, result.prompt)
+            if isinstance(result, Sampled):
+                self._scheduler.update(chunk, result.token_id)
                 deltas.append((stream, self._advance(seq, result.logprob)))
+            else:
+                self._scheduler.update(chunk, None)
         if num_starved > 1:
             self._scheduler.shrink(num_starved)
         elif not num_starved:
@@ -334,23 +325,22 @@ class Engine:
         """Turn a sequence's newest token into text, and end the sequence where it ends."""
         if seq.first_token_at is None:
             seq.first_token_at = self._clock()
-        token, sampling = seq.token_ids[-1], seq.request.sampling
         logprobs = () if logprob is None else (logprob,)
+        token_ids = (seq.token_ids[-1],)
         try:
-            if is_end_token(seq, self.spec.eos_token_ids):
-                return self._end(seq, "stop", token_ids=(token,), logprobs=logprobs)
-            text = seq.output.push(token, check_stop=seq.num_generated >= sampling.min_tokens)
-            reason: FinishReason | None = None
-            if seq.output.is_stopped:
-                reason = "stop"
-            elif seq.num_generated >= sampling.max_tokens:
-                reason = "length"
+            text, reason = advance(seq, self.spec.eos_token_ids)
             if reason is not None:
-                return self._end(seq, reason, text=text, token_ids=(token,), logprobs=logprobs)
+                delta = self._end(seq, reason, text=text, token_ids=token_ids, logprobs=logprobs)
+            else:
+                delta = Delta(seq.request.request_id, text, token_ids, logprobs)
+        except EngineError as error:
+            return self._end(seq, "error", error=error)
         except BaseException as error:  # a tokenizer that fails, or panics, fails one answer
             logger.exception("decoding the answer of %s failed", seq.request.request_id)
-            return self._end(seq, "error", error=_explain(error))
-        return Delta(seq.request.request_id, text, (token,), logprobs)
+            return self._end(seq, "error", error=error)
+        if scored := prompt_logprobs(seq):
+            return replace(delta, prompt_logprobs=scored)
+        return delta
 
     def _end(
         self,
@@ -360,7 +350,7 @@ class Engine:
         text: str = "",
         token_ids: tuple[int, ...] = (),
         logprobs: tuple[TokenLogprob, ...] = (),
-        error: str | None = None,
+        error: BaseException | str | None = None,
     ) -> Delta:
         """Free all a sequence holds and make its last delta."""
         if reason in ("stop", "length"):
@@ -372,7 +362,9 @@ class Engine:
         with self._submit_lock:
             self._open_ids.remove(seq.request.request_id)
         timing = seq.timing(self._clock())
-        return Delta(seq.request.request_id, text, token_ids, logprobs, reason, error, timing)
+        cause = error if isinstance(error, GrammarTooComplex) else None
+        said = _explain(error) if isinstance(error, BaseException) else error
+        return Delta(seq.request.request_id, text, token_ids, logprobs, reason, said, cause, timing)
 
     def _end_all(self, reason: FinishReason, error: str | None) -> None:
         while True:  # requests accepted a moment before closing are ended too

@@ -9,7 +9,8 @@ EngineError
 ├── UnsupportedModel    the base's configuration asks for something the decoder does not have
 ├── OutOfMemory         a step, an adapter or a base needs more memory than there is
 ├── AdapterMemoryFull   host memory for adapters is used up by adapters in use
-└── NonFiniteLogits     a request's logits are NaN: only that request ends in error
+├── NonFiniteLogits     a request's logits are NaN: only that request ends in error
+└── GrammarTooComplex   an answer cannot go on under its grammar within the limits
 """
 
 
@@ -55,3 +56,7 @@ class AdapterMemoryFull(EngineError):
 
 class NonFiniteLogits(EngineError):
     """A forward pass produced NaN for at least one of its requests."""
+
+
+class GrammarTooComplex(EngineError):
+    """What may come next under a grammar cannot be said within the limits of a step."""

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from server.engine.errors import EngineError, OutOfMemory
+from server.engine.request import Result
 from server.engine.scheduler import Chunk
 
 if TYPE_CHECKING:
     from server.engine.runner import BankRows, Runner
-    from server.engine.sampling import Sampled
 
 logger = logging.getLogger(__name__)
 
-Outcome = tuple[Chunk, "Sampled | Exception | None"]
+Outcome = tuple[Chunk, Result | Exception]
 MAX_UNEXPLAINED_FAILURES = 2
 FAILURE_MEMORY_S = 60.0  # long enough to be seen, short enough to come back without a restart
 

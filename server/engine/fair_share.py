@@ -135,11 +135,12 @@ class FairLine:
     # --- moves ----------------------------------------------------------------------------------
 
     def add(self, seq: Sequence) -> None:
-        """A new sequence, at the end of its flow."""
+        """A new sequence, behind those of its flow that are as urgent."""
         share, adapter = seq.request.share, seq.request.adapter
         tenant = self._tenants.enter(share.tenant, share.tenant_weight, Tenant)
         flow = tenant.flows.enter(adapter, share.adapter_weight, lambda: Flow(adapter=adapter))
-        flow.waiting.append(seq)
+        later = (i for i, other in enumerate(flow.waiting) if _priority(other) > _priority(seq))
+        flow.waiting.insert(next(later, len(flow.waiting)), seq)
         self._places[seq] = tenant, flow
         self._num_waiting += 1
 
@@ -306,3 +307,7 @@ class Holdings:
         """Who came first of all keeps what it has: somebody has to get to an end."""
         first = min(self._holders, key=lambda s: s.number, default=None)
         return [seq for seq in self._holders if seq is not first]
+
+
+def _priority(seq: Sequence) -> int:
+    return seq.request.priority

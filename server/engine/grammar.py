@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from server.engine.errors import GrammarTooComplex
+
 # One step of one answer may cost a few milliseconds at most, since others wait for it; memory is
 # bounded by the lexer's states, of 1 to 2 kB each.
 LIMITS = LLParserLimits(
@@ -24,10 +26,6 @@ class InvalidGrammar(Exception):
     """A grammar that does not compile. The message is llguidance's."""
 
 
-class GrammarTooComplex(Exception):
-    """A step took more than `LIMITS` allow, or the grammar has no way on."""
-
-
 class Grammar:
     """A compiled grammar, shared by all answers that follow it. Safe from many threads.
 
@@ -36,43 +34,36 @@ class Grammar:
     """
 
     def __init__(self, tokenizer: LLTokenizer, text: str) -> None:
-        self._tokenizer = tokenizer
         self._matcher = LLMatcher(tokenizer, text, limits=LIMITS, log_level=0)
+        # The first mask takes longest: here nobody else waits for it.
+        self._first_mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise InvalidGrammar(self._matcher.get_error())
 
     def start(self) -> GrammarState:
         """The state of a new answer."""
-        return GrammarState(self._matcher.deep_copy(), self._tokenizer.vocab_size)
+        return GrammarState(self._matcher.deep_copy(), self._first_mask)
 
 
 class GrammarState:
-    """Where one answer stands. Engine thread only."""
+    """Where one answer stands. ``mask`` holds one bit for each token id, lowest first in each byte:
+    the tokens that may come next, ends of the answer among them. Used by one thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, mask: bytes) -> None:
         self._matcher = matcher
-        self._vocab_size = vocab_size
+        self.mask = mask
 
     @property
     def is_finished(self) -> bool:
         """Nothing can follow."""
         return self._matcher.is_stopped()
 
-    def allowed(self) -> bytes:
-        """One bit for each token id, lowest first in each byte: the tokens that may come next.
-
-        Raises:
-            GrammarTooComplex: it cannot be said within the limits.
-        """
-        mask = self._matcher.compute_bitmask()
-        self._check()
-        return mask
-
     def advance(self, token_id: int) -> None:
         """``token_id`` has come. Raises GrammarTooComplex."""
         self._matcher.consume_token(token_id)
-        self._check()
-
-    def _check(self) -> None:
+        if not self._matcher.is_stopped():
+            self.mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise GrammarTooComplex(self._matcher.get_error())
+            raise GrammarTooComplex(
+                f"the answer cannot go on under its grammar: {self._matcher.get_error()}"
+            )

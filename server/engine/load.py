@@ -11,18 +11,21 @@ import torch
 from transformers import PretrainedConfig
 
 from artifacts.base import Base, Checkpoint, tensor_files
+from artifacts.marks import hidden_ids
 from server.engine.amx.decoder import AmxCache, AmxDecoder, DecoderLimits, shape_problem
 from server.engine.amx.library import open_library, why_not
 from server.engine.amx.weights import PackedLora
 from server.engine.bank import AdapterBank
 from server.engine.cache import CacheShape, KVCache
 from server.engine.decoder import Decoder, DecoderShape, Weights
-from server.engine.engine import Engine, EngineSpec
+from server.engine.engine import Engine
 from server.engine.errors import UnsupportedModel
 from server.engine.linear import Quantization
+from server.engine.output import Decode
 from server.engine.runner import Runner, TorchRunner
 from server.engine.runner_amx import AmxRunner
-from server.engine.scheduler import SchedulerLimits
+from server.engine.scheduler import MAX_SCORED, SchedulerLimits
+from server.engine.spec import EngineSpec
 
 logger = logging.getLogger(__name__)
 
@@ -96,14 +99,20 @@ def build_engine(
         max_queue=limits.max_queue,
         scheduler=SchedulerLimits(limits.max_num_seqs, limits.max_batched_tokens),
     )
-    tokenizer = base.tokenizer.backend_tokenizer
+    return Engine(spec, runner, answer_decoder(base.tokenizer), pack)
+
+
+def answer_decoder(tokenizer: Any) -> Decode:
+    """From the ids of an answer to its text: marks of thoughts and calls in it, control out."""
+    hidden, backend = hidden_ids(tokenizer), tokenizer.backend_tokenizer
 
     def decode(ids: list[int]) -> str:
         # Ids that only pad the vocabulary to a round size have no text.
-        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        shown = [i for i in ids if i not in hidden]
+        text: str = backend.decode(shown, skip_special_tokens=False)
         return text
 
-    return Engine(spec, runner, decode, pack)
+    return decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +133,11 @@ def _amx(plan: ModelPlan) -> tuple[Runner, Pack, int]:
     cache = AmxCache(plan.shape, plan.cache_shape.num_blocks)
     limits = plan.limits
     decoder_limits = DecoderLimits(
-        limits.max_batched_tokens, limits.max_num_seqs, plan.max_len, limits.max_rank
+        limits.max_batched_tokens,
+        limits.max_num_seqs,
+        limits.max_num_seqs + MAX_SCORED,
+        plan.max_len,
+        limits.max_rank,
     )
     decoder = AmxDecoder(
         library, plan.base.config, plan.weights, cache, decoder_limits, plan.on_layer

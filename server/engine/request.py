@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from server.engine.errors import EngineError
     from server.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -80,6 +81,25 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token that a step chose for one request, with its log-probabilities if asked for."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None
+    prompt: tuple[TokenLogprob, ...] = ()  # of the tokens behind `scheduler.Chunk.scored`
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A prompt goes on, and the log-probabilities of its tokens were asked for."""
+
+    prompt: tuple[TokenLogprob, ...]
+
+
+Result = Sampled | Scored | None  # None where a prompt just goes on
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """What one engine step adds to one answer; the last one carries ``finish_reason``.
 
@@ -93,6 +113,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    cause: EngineError | None = None  # of the error, where the request is to blame
     timing: Timing | None = None  # on the last delta
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()  # on the first, where asked for
 

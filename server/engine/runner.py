@@ -16,7 +16,8 @@ from server.engine.bank import AdapterBank, PackedAdapter, plan_segments
 from server.engine.cache import AttentionPlan, KVCache, PrefillSpan
 from server.engine.decoder import Decoder, PackedInput
 from server.engine.memory import memory_bound
-from server.engine.sampling import Sampled, sample
+from server.engine.request import Result
+from server.engine.sampling import results_of, scored_rows
 from server.engine.scheduler import Chunk
 
 BankRows = tuple[int, int]  # first row, number of rows
@@ -27,8 +28,8 @@ class Runner(Protocol):
 
     num_forward_passes: int
 
-    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Sampled | None]:
-        """Run one step; per chunk the sampled token, None where the prompt goes on.
+    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Result]:
+        """Run one step; per chunk what came of it, None where the prompt just goes on.
 
         ``places`` are the bank rows of each chunk's adapter, None for the base. Raises OutOfMemory
         where memory ran out (`memory.memory_bound`), which the engine answers with a smaller step;
@@ -64,7 +65,7 @@ class TorchRunner:
         self._dtype = cache.keys[0].dtype
         self.num_forward_passes = 0
 
-    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Sampled | None]:
+    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Result]:
         # Decode rows of one adapter lie side by side, so they need no mask among themselves.
         order = sorted(
             range(len(chunks)), key=lambda i: (not chunks[i].is_decode, places[i] or (-1, 0))
@@ -74,12 +75,10 @@ class TorchRunner:
             step = self._pack(packed, [places[i] for i in order])
             logits = self._decoder.forward(step, self._cache, self._bank)
             self.num_forward_passes += 1
-            sampled_rows = [c.seq for c in packed if c.is_last]
-            tokens = iter(sample(logits, sampled_rows, self._eos_token_ids))
-        results: list[Sampled | None] = [None] * len(chunks)
-        for i in order:
-            if chunks[i].is_last:
-                results[i] = next(tokens)
+            found = results_of(logits, packed, self._eos_token_ids)
+        results: list[Result] = [None] * len(chunks)
+        for i, result in zip(order, found, strict=True):
+            results[i] = result
         return results
 
     def write_adapter(self, first_row: int, adapter: PackedAdapter) -> None:
@@ -97,10 +96,12 @@ class TorchRunner:
         positions: list[int] = []
         slots: list[int] = []
         logits_rows: list[int] = []
+        starts: list[int] = []
         spans: list[tuple[int, int, int | None, int]] = []
         size = self._cache.block_size
         for chunk, place in zip(chunks, places, strict=True):
             start = len(token_ids)
+            starts.append(start)
             where = range(chunk.start, chunk.start + chunk.num_tokens)
             token_ids += chunk.seq.token_ids[where.start : where.stop]
             positions += where
@@ -114,7 +115,7 @@ class TorchRunner:
         return PackedInput(
             token_ids=self._ids(token_ids),
             positions=self._ids(positions),
-            logits_rows=self._ids(logits_rows),
+            logits_rows=self._ids(logits_rows + scored_rows(chunks, starts)),
             attention=self._plan_attention(chunks, num_decode, self._ids(slots)),
             lora=plan_segments(spans, num_decode, self._dtype, self._device),
         )

@@ -12,8 +12,9 @@ from server.engine.amx.decoder import AmxCache, AmxDecoder, PackedStep
 from server.engine.amx.library import TILE, LoraSegment, Span
 from server.engine.amx.weights import PackedLora
 from server.engine.memory import memory_bound
+from server.engine.request import Result
 from server.engine.runner import BankRows
-from server.engine.sampling import Sampled, sample
+from server.engine.sampling import results_of, scored_rows
 from server.engine.scheduler import Chunk
 
 
@@ -30,7 +31,7 @@ class AmxRunner:
         self._adapters: WeakValueDictionary[int, PackedLora] = WeakValueDictionary()  # by first row
         self.num_forward_passes = 0
 
-    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Sampled | None]:
+    def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Result]:
         # Rows of one adapter lie side by side, so that a tile of rows meets few adapters.
         order = sorted(range(len(chunks)), key=lambda i: places[i] or (-1, 0))
         packed = [chunks[i] for i in order]
@@ -38,12 +39,10 @@ class AmxRunner:
             step = self._pack(packed, [places[i] for i in order])
             logits = self._decoder.forward(step)
             self.num_forward_passes += 1
-            sampled_rows = [c.seq for c in packed if c.is_last]
-            tokens = iter(sample(logits, sampled_rows, self._eos_token_ids))
-        results: list[Sampled | None] = [None] * len(chunks)
-        for i in order:
-            if chunks[i].is_last:
-                results[i] = next(tokens)
+            found = results_of(logits, packed, self._eos_token_ids)
+        results: list[Result] = [None] * len(chunks)
+        for i, result in zip(order, found, strict=True):
+            results[i] = result
         return results
 
     def write_adapter(self, first_row: int, adapter: object) -> None:
@@ -75,6 +74,7 @@ class AmxRunner:
             slots.extend([table[p // TILE] * TILE + p % TILE for p in range(start, end)])
             if chunk.is_last:
                 sampled_rows.append(len(token_ids) - 1)
+        sampled_rows.extend(scored_rows(chunks, [row for row, _, _ in spans]))
         first_block = tables.buffer_info()[0]
         c_spans = (Span * len(spans))(
             *(

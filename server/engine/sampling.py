@@ -1,7 +1,9 @@
 """From logits to tokens, each row by its own request's parameters.
 
 Penalties follow OpenAI's formulas (``logit -= count * frequency + (count > 0) * presence`` over
-generated tokens). Randomness is one uniform number per row, a pure function of the request's seed
+generated tokens), the repetition penalty Keskar et al., 2019 (CTRL: positive logits of tokens seen
+are divided by it, negative ones multiplied). A grammar leaves the tokens that it allows as they
+are. Randomness is one uniform number per row, a pure function of the request's seed
 and position, turned into a token by inverting the cumulative distribution; rows never influence
 each other, not even in the order in which their tokens are laid out.
 """
@@ -9,28 +11,24 @@ each other, not even in the order in which their tokens are laid out.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.engine.errors import NonFiniteLogits
-from server.engine.request import SamplingParams, TokenLogprob
+from server.engine.request import Result, Sampled, SamplingParams, Scored, TokenLogprob
+from server.engine.scheduler import Chunk
 from server.engine.sequence import Sequence
 
 NUM_CANDIDATES = 512  # best tokens looked at first; sorting a whole vocabulary costs 20 times more
 BLOCK = 256  # probabilities summed at once
 MIN_TEMPERATURE = 1e-6
 MAX_UNIFORM = 1.0 - 2.0**-48
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The token one row chose, with its log-probabilities if the request asked for them."""
-
-    token_id: int
-    logprob: TokenLogprob | None = None
 
 
 def sample(logits: Tensor, rows: Rows[Sequence], eos_token_ids: frozenset[int]) -> list[Sampled]:
@@ -56,12 +54,32 @@ def sample(logits: Tensor, rows: Rows[Sequence], eos_token_ids: frozenset[int]) 
 
 
 def _adjust(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
-    """Apply penalties and the minimum length to one row; True if anything changed."""
+    """Apply all that forbids or favours single tokens to one row; True if anything changed."""
+    if seq.must_end_thinking:
+        thinking = seq.request.sampling.thinking
+        assert thinking is not None
+        row.fill_(-torch.inf)
+        row[thinking.end_id] = 0.0
+        return True
+    changed = _penalise(row, seq)
+    if seq.grammar is not None and not seq.is_thinking:
+        _constrain(row, seq, seq.grammar.mask)
+        changed = True
+    return _forbid_end(row, seq, eos_token_ids) or changed
+
+
+def _penalise(row: Tensor, seq: Sequence) -> bool:
     sampling = seq.request.sampling
     changed = False
-    if seq.num_generated < sampling.min_tokens:
-        banned = eos_token_ids | sampling.stop_token_ids
-        row[[t for t in banned if t < row.shape[0]]] = -torch.inf
+    if sampling.logit_bias:
+        biased, biases = zip(*sampling.logit_bias, strict=True)
+        row[list(biased)] += torch.tensor(biases, device=row.device)
+        changed = True
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(seq.token_ids, device=row.device)
+        values = row[seen]
+        penalty = sampling.repetition_penalty
+        row[seen] = torch.where(values > 0, values / penalty, values * penalty)
         changed = True
     if (sampling.presence_penalty or sampling.frequency_penalty) and seq.num_generated:
         counts = Counter(seq.token_ids[seq.num_prompt :])
@@ -70,6 +88,29 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
         row[ids] -= times * sampling.frequency_penalty + sampling.presence_penalty
         changed = True
     return changed
+
+
+def _constrain(row: Tensor, seq: Sequence, mask: bytes) -> None:
+    """Forbid what the grammar does not allow; thoughts may begin before it does."""
+    allowed = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: row.shape[0]]
+    thinking = seq.request.sampling.thinking
+    if thinking is not None and not thinking.is_open and seq.num_generated == 0:
+        allowed[thinking.start_id] = 1
+    row[: len(allowed)].masked_fill_(torch.from_numpy(allowed == 0).to(row.device), -torch.inf)
+    row[len(allowed) :] = -torch.inf
+
+
+def _forbid_end(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
+    """Keep the answer from ending before its minimum length, unless nothing else may follow."""
+    sampling = seq.request.sampling
+    if seq.num_generated >= sampling.min_tokens:
+        return False
+    banned = [t for t in eos_token_ids | sampling.stop_token_ids if t < row.shape[0]]
+    kept = row[banned]
+    row[banned] = -torch.inf
+    if seq.grammar is not None and not torch.isfinite(row.max()):
+        row[banned] = kept
+    return True
 
 
 def _draw(logits: Tensor, rows: Rows[Sequence]) -> list[int]:
@@ -158,6 +199,61 @@ def _invert(probs: Tensor, uniform: Tensor) -> list[int]:
     rest = rest.clamp(0.0, MAX_UNIFORM) * inside[:, -1:]
     picks = places.gather(1, torch.searchsorted(inside, rest, right=True))
     return [int(i) for i in picks[:, 0].tolist()]
+
+
+def score(logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprob]:
+    """How likely ``token_ids[i]`` is under ``logits[i]``, and the ``num_top`` best ones."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, ids = logprobs.topk(num_top, dim=-1)
+    own = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    rows = zip(token_ids, own, ids.tolist(), values.tolist(), strict=True)
+    return [
+        TokenLogprob(token, logprob, tuple(zip(best, best_values, strict=True)))
+        for token, logprob, best, best_values in rows
+    ]
+
+
+def results_of(logits: Tensor, chunks: Rows[Chunk], eos_token_ids: frozenset[int]) -> list[Result]:
+    """One step's result for each chunk.
+
+    ``logits`` has a row for the newest token of each chunk that ends its prompt or goes on behind
+    it, in the chunks' order, then those of all positions that are scored.
+    """
+    last = [chunk.seq for chunk in chunks if chunk.is_last]
+    scored = iter(_scores(logits[len(last) :], chunks))  # first: sampling uses its logits up
+    prompts = [tuple(islice(scored, len(chunk.scored))) for chunk in chunks]
+    tokens = iter(sample(logits[: len(last)], last, eos_token_ids) if last else ())
+    results: list[Result] = []
+    for chunk, prompt in zip(chunks, prompts, strict=True):
+        if chunk.is_last:
+            sampled = next(tokens)
+            results.append(replace(sampled, prompt=prompt) if prompt else sampled)
+        else:
+            results.append(Scored(prompt) if prompt else None)
+    return results
+
+
+def scored_rows(chunks: Rows[Chunk], starts: Rows[int]) -> list[int]:
+    """Rows of the packed batch whose logits `results_of` takes after the sampled ones.
+
+    ``starts`` are the rows of the chunks' first tokens.
+    """
+    return [
+        start + position - chunk.start
+        for chunk, start in zip(chunks, starts, strict=True)
+        for position in chunk.scored
+    ]
+
+
+def _scores(logits: Tensor, chunks: Rows[Chunk]) -> Iterator[TokenLogprob]:
+    at = 0
+    for chunk in chunks:
+        num_top = chunk.seq.request.sampling.prompt_logprobs
+        if num_top is None or not chunk.scored:
+            continue
+        following = [chunk.seq.token_ids[p + 1] for p in chunk.scored]
+        yield from score(logits[at : at + len(following)], following, num_top)
+        at += len(following)
 
 
 def _logprobs(logits: Tensor, rows: Rows[Sequence]) -> dict[int, tuple[Tensor, TokenLogprob]]:

@@ -26,6 +26,7 @@ from server.engine.fair_share import FairLine, Holdings, Tenant
 from server.engine.sequence import Sequence
 
 PREFETCH_DEPTH = 32  # waiting adapters that are looked after
+MAX_SCORED = 32  # prompt tokens in a step whose logits are looked at, which take time and memory
 OTHERS_PART = 0.125  # of a step, for prompts of who was given more, while somebody was given less
 
 
@@ -54,6 +55,13 @@ class Chunk:
     @property
     def is_decode(self) -> bool:
         return self.num_tokens == 1
+
+    @property
+    def scored(self) -> range:
+        """Positions whose logits say how likely the prompt's next token is, where that is asked."""
+        if not self.seq.is_unscored:
+            return range(0)
+        return range(self.start, min(self.start + self.num_tokens, self.seq.num_prompt - 1))
 
 
 class AdapterPlaces(Protocol):
@@ -162,6 +170,8 @@ class Scheduler:
         new request of that tenant has to wait for the step's end.
         """
         most = self.budget.num_tokens - plan.num_tokens
+        if seq.is_unscored:
+            most = min(most, MAX_SCORED - plan.num_scored)
         if self.waiting.tenant_of(seq) is behind:
             return most
         others = max(1, int(OTHERS_PART * self.budget.num_tokens))
@@ -379,13 +389,3 @@ class Scheduler:
             self._adapters.unpin(key)
             if all(s.request.adapter != key for s in self.running):
                 self._held_since.pop(key, None)
-
-
-def is_end_token(seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
-    """Whether the newest token ends the answer by itself; its text is not part of the answer."""
-    sampling = seq.request.sampling
-    if seq.num_generated < sampling.min_tokens:
-        return False
-    token = seq.token_ids[-1]
-    is_eos = token in eos_token_ids and not sampling.ignore_eos
-    return is_eos or token in sampling.stop_token_ids

@@ -56,6 +56,7 @@ class DecoderLimits:
 
     max_tokens: int
     max_seqs: int
+    max_logits: int  # rows
     max_len: int
     max_rank: int
 
@@ -109,8 +110,8 @@ class Buffers:
         self.qkv = rows(shape.q_width + 2 * shape.kv_width, limits.max_tokens)
         self.attended = rows(shape.q_width, limits.max_tokens)
         self.activated = rows(shape.intermediate, limits.max_tokens)
-        self.picked = rows(shape.hidden, limits.max_seqs)
-        self.logits = torch.zeros((limits.max_seqs, shape.vocab_size))
+        self.picked = rows(shape.hidden, limits.max_logits)
+        self.logits = torch.zeros((limits.max_logits, shape.vocab_size))
         # Where an adapter meets a tile of 16 rows: at most once per tile and once per adapter more.
         num_tiles = -(-limits.max_tokens // TILE)
         num_slots = num_tiles + limits.max_seqs
@@ -176,7 +177,8 @@ class AmxDecoder:
         num_sampled = len(step.sampled_rows)
         # C looks at no bounds.
         assert len(step.token_ids) <= self.limits.max_tokens, len(step.token_ids)
-        assert num_sampled <= len(step.spans) <= self.limits.max_seqs, len(step.spans)
+        assert num_sampled <= self.limits.max_logits, num_sampled
+        assert len(step.spans) <= self.limits.max_seqs, len(step.spans)
         if not 0 <= min(step.token_ids) <= max(step.token_ids) < self._shape.vocab_size:
             raise IndexError(f"a token id is outside the vocabulary of {self._shape.vocab_size}")
         c_step = Step(

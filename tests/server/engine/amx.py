@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine import runner_amx, sampling, sequence
+from server.engine import sampling, sequence
 from server.engine.amx.library import (
     TILE,
     LoraPlan,
@@ -21,6 +21,7 @@ from server.engine.amx.library import (
     why_not,
 )
 from server.engine.amx.weights import PackedLinear
+from server.engine.request import Sampled
 
 REASON = why_not()
 needs_amx = pytest.mark.skipif(REASON is not None, reason=f"no AMX: {REASON}")
@@ -62,14 +63,15 @@ class LogitsRecord:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.logits: dict[tuple[str, int], Tensor] = {}
-        monkeypatch.setattr(runner_amx, "sample", self._sample)
+        self._original = sampling.sample
+        monkeypatch.setattr(sampling, "sample", self._sample)
 
     def _sample(
         self, logits: Tensor, rows: Sequence[sequence.Sequence], eos_token_ids: frozenset[int]
-    ) -> list[sampling.Sampled]:
+    ) -> list[Sampled]:
         for row, seq in zip(logits, rows, strict=True):
             self.logits[seq.request.request_id, len(seq.token_ids)] = row.clone()
-        return sampling.sample(logits, rows, eos_token_ids)
+        return self._original(logits, rows, eos_token_ids)
 
     def of(self, request_id: str) -> Tensor:
         """``[tokens of the answer, vocab]``"""

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 from zlib import crc32
 
-from server.engine.engine import Engine, EngineSpec
+from server.engine.engine import Engine
 from server.engine.errors import OutOfMemory
-from server.engine.sampling import Sampled
+from server.engine.request import Result, Sampled
 from server.engine.scheduler import Chunk, SchedulerLimits
+from server.engine.spec import EngineSpec
 
 if TYPE_CHECKING:
     from artifacts.adapter import LoraWeights
@@ -58,9 +59,7 @@ class FakeRunner:
     num_writes: int = 0
     num_out_of_memory: int = 0
 
-    def execute(
-        self, chunks: Rows[Chunk], places: Rows[tuple[int, int] | None]
-    ) -> list[Sampled | None]:
+    def execute(self, chunks: Rows[Chunk], places: Rows[tuple[int, int] | None]) -> list[Result]:
         self.num_forward_passes += 1
         names = {c.seq.request.request_id for c in chunks}
         num_tokens = sum(c.num_tokens for c in chunks)

@@ -16,8 +16,7 @@ from artifacts.base import Base, open_base
 from server.engine.errors import OutOfMemory
 from server.engine.linear import make_linear
 from server.engine.load import EngineLimits
-from server.engine.request import EngineStats, SamplingParams
-from server.engine.sampling import Sampled
+from server.engine.request import EngineStats, Result, SamplingParams
 from server.engine.scheduler import Chunk
 from tests.server.engine.served import GREEDY, SEEDED, TEXTS, Served, random_adapter
 
@@ -101,7 +100,7 @@ async def test_memory_that_runs_out_changes_no_answer(
     with Served(base, EngineLimits(kv_cache_tokens=4096)) as served:
         execute, num_failed = served.engine._runner.execute, 0
 
-        def starved(chunks: Sequence[Chunk], places: Sequence[Any]) -> list[Sampled | None]:
+        def starved(chunks: Sequence[Chunk], places: Sequence[Any]) -> list[Result]:
             nonlocal num_failed
             sampled = execute(chunks, places)
             if sum(chunk.num_tokens for chunk in chunks) > 3:
