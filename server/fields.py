@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -9,11 +10,13 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     Tag,
     ValidationInfo,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from server.request_errors import nearest
 
@@ -68,20 +71,34 @@ OneOrMany = Annotated[
 ]
 
 
-def neutral(*values: Any) -> AfterValidator:
+@dataclass(frozen=True)
+class Neutral:
     """A parameter that this server does not support: only values that change nothing pass."""
 
-    def check(value: Any, info: ValidationInfo) -> Any:
-        if any(value == v and type(value) is type(v) for v in (None, *values)):
-            return value
-        context = {"name": info.field_name or "this field"}
-        raise PydanticCustomError(
-            "unsupported_parameter",
-            "{name} is not supported by this server; leave it out.",
-            context,
-        )
+    values: tuple[Any, ...]  # besides null
+    because: str
 
-    return AfterValidator(check)
+    def check(self, value: Any, info: ValidationInfo) -> Any:
+        if any(value == v and type(value) is type(v) for v in (None, *self.values)):
+            return value
+        context = {"name": info.field_name or "this field", "because": self.because}
+        message = "{name} is not supported by this server: {because}."
+        raise PydanticCustomError("unsupported_parameter", message, context)
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"enum": [*self.values, None], "description": f"Refused: {self.because}."}
+
+
+def neutral(*values: Any, because: str = "leave it out") -> Neutral:
+    """Marks a field of which only ``values``, which change nothing, and null pass."""
+    return Neutral(values, because)
 
 
 def refuse(kind: str, message: str, param: str) -> PydanticCustomError:

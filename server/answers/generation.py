@@ -17,6 +17,7 @@ from artifacts.errors import NotFound
 from server.answers.admission import Ticket
 from server.answers.deadline import Deadline, DeadlinePassed
 from server.answers.pieces import ParserFactory, PlainParser
+from server.answers.scoring import ScoringStream
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
 from server.errors import RETRY_AFTER_S, ApiError
@@ -45,6 +46,7 @@ class Work:
     priority: int = 0
     cache_salt: str = ""
     parser: ParserFactory = PlainParser  # of each choice's text
+    is_scoring: bool = False  # the prompts' logprobs are all that is wanted
 
 
 @dataclass(slots=True)
@@ -159,7 +161,8 @@ class Answer:
                 self._count(index, delta)
                 if delta.finish_reason in ("error", "abort"):
                     delta = replace(delta, finish_reason=None)  # its text was generated before
-                if delta.text or delta.token_ids or delta.finish_reason is not None:
+                is_news = delta.text or delta.token_ids or delta.prompt_logprobs
+                if is_news or delta.finish_reason is not None:
                     taken.append((index, delta))
             if self._failure is not None:
                 break  # the others have been stopped
@@ -213,7 +216,7 @@ async def accept(server: Server, work: Work, deadline: Deadline) -> Answer:
         AdapterRejected, Corrupt, …: the adapter cannot be made ready.
     """
     target = work.target
-    answer_id = f"{work.id_prefix}-{uuid.uuid4().hex}"
+    answer_id = f"{work.id_prefix}{uuid.uuid4().hex}"
     try:
         work.ticket.settle(work.num_choices * sum(map(len, work.prompts)))
         async with deadline.enforced():
@@ -267,7 +270,8 @@ async def _submit(server: Server, work: Work, answer_id: str) -> list[AnswerStre
     try:
         for prompt in work.prompts:
             for _ in range(work.num_choices):
-                streams.append(server.engine.submit(_request(work, answer_id, prompt, streams)))
+                stream = server.engine.submit(_request(work, answer_id, prompt, streams))
+                streams.append(ScoringStream(stream) if work.is_scoring else stream)
     except Exception:
         for stream in streams:
             stream.stop()

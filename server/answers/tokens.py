@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from server.answers.admission import CHARACTERS_PER_TOKEN
@@ -26,14 +27,19 @@ async def tokenise(num_characters: int, encode: Callable[..., list[int]], *texts
     return tuple(await asyncio.to_thread(encode, *texts))
 
 
-async def text_ids(server: Server, prompt: str | list[int], param: str) -> PromptIds:
-    """The ids of a plain text, or the ids that were sent. Raises ApiError that names ``param``."""
+async def text_ids(
+    server: Server, prompt: str | list[int], param: str, *, adds_special: bool = True
+) -> PromptIds:
+    """The ids of a plain text, or the ids that were sent. Raises ApiError that names ``param``.
+
+    ``adds_special``: with the tokens that the base expects around plain text, such as its BOS.
+    """
     if isinstance(prompt, str):
-        # With the special tokens that the base expects around plain text, such as its BOS.
-        ids = await tokenise(len(prompt), _plain_encoder(server.base.tokenizer), prompt)
+        encode = plain_encoder(server.base.tokenizer, adds_special)
+        ids = await tokenise(len(prompt), encode, prompt)
     else:
         ids = tuple(prompt)
-        _check_ids(ids, server.engine.vocab_size, param)
+        check_ids(ids, server.engine.vocab_size, param)
     if not ids:
         message = f"The {param} is empty: it has no token to continue."
         raise ApiError(400, message, param=param, code="invalid_value")
@@ -45,15 +51,16 @@ def num_characters(prompt: str | list[int]) -> int:
     return len(prompt) if isinstance(prompt, str) else CHARACTERS_PER_TOKEN * len(prompt)
 
 
-def _plain_encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+def plain_encoder(tokenizer: Any, adds_special: bool) -> Callable[[str], list[int]]:
     """Not ``tokenizer(text)``: that sets options on the backend which other threads decode with."""
     if not tokenizer.is_fast:
-        return lambda text: list(tokenizer.encode(text))
+        return lambda text: list(tokenizer.encode(text, add_special_tokens=adds_special))
     # The batch call lets other threads run meanwhile, the single one does not (tokenizers 0.23).
-    return lambda text: list(tokenizer.backend_tokenizer.encode_batch_fast([text])[0].ids)
+    encode = partial(tokenizer.backend_tokenizer.encode_batch_fast, add_special_tokens=adds_special)
+    return lambda text: list(encode([text])[0].ids)
 
 
-def _check_ids(ids: PromptIds, vocab_size: int, param: str) -> None:
+def check_ids(ids: PromptIds, vocab_size: int, param: str) -> None:
     if ids and max(ids) >= vocab_size:
         message = f"Token id {max(ids)} in {param} is outside the vocabulary of {vocab_size}."
         raise ApiError(400, message, param=param, code="invalid_value")

@@ -1,4 +1,4 @@
-"""OpenAI's JSON for answers: whole bodies and stream chunks, of chat and of plain completions.
+"""OpenAI's JSON for answers: whole bodies and stream chunks. ``completion_wire`` is the plain one.
 
 Knows no HTTP. A chunk is bytes ready to be sent (``data: {…}\\n\\n``): the part that all chunks of
 an answer share is encoded once.
@@ -39,12 +39,15 @@ class Choice:
     thoughts: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     finish_reason: str = ""
 
     def add(self, part: Part) -> None:
         for piece in part.pieces:
             self._add(piece)
         self.logprobs.extend(part.logprobs)
+        if part.prompt_logprobs:
+            self.prompt_logprobs = part.prompt_logprobs
         if part.finish_reason is not None:
             self.finish_reason = part.finish_reason
 
@@ -128,7 +131,7 @@ class ChatWire:
     def _entry(self, token_id: int, logprob: float) -> dict[str, Any]:
         assert self._tokens is not None
         text, raw = self._tokens.of(token_id)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(raw)}
+        return {"token": text, "logprob": finite(logprob), "bytes": list(raw)}
 
 
 def _chat_delta(piece: Piece) -> dict[str, Any]:
@@ -172,64 +175,6 @@ def _chat_choice(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-class CompletionWire:
-    """/v1/completions."""
-
-    object_name = "text_completion"
-    chunk_name = "text_completion"
-
-    def __init__(self, tokens: TokenText | None) -> None:
-        self._tokens = tokens
-        self._offsets: dict[int, int] = {}  # choice → characters of the tokens before
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        return None
-
-    def part(self, index: int, part: Part) -> Iterator[dict[str, Any]]:
-        text = "".join(piece.text for piece in part.pieces if isinstance(piece, Said))
-        logprobs = self._logprobs(index, part.logprobs) if part.logprobs else None
-        if text or logprobs is not None:
-            yield _text_choice(index, text, logprobs)
-
-    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
-        return _text_choice(index, "", None, finish_reason)
-
-    def whole(self, index: int, choice: Choice) -> dict[str, Any]:
-        logprobs = self._logprobs(index, choice.logprobs)
-        return _text_choice(index, choice.text, logprobs, choice.finish_reason)
-
-    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:
-        if self._tokens is None:
-            return None
-        texts = [self._tokens.of(one.token_id)[0] for one in logprobs]
-        offsets, at = [], self._offsets.get(index, 0)
-        for text in texts:
-            offsets.append(at)
-            at += len(text)
-        self._offsets[index] = at
-        return {
-            "tokens": texts,
-            "token_logprobs": [_finite(one.logprob) for one in logprobs],
-            "top_logprobs": [self._top(one) for one in logprobs],
-            "text_offset": offsets,
-        }
-
-    def _top(self, one: TokenLogprob) -> dict[str, float]:
-        assert self._tokens is not None
-        # The chosen token is always among them, as the specification says.
-        pairs = ((one.token_id, one.logprob), *one.top)
-        return {self._tokens.of(token)[0]: _finite(value) for token, value in pairs}
-
-
-def _text_choice(
-    index: int,
-    text: str,
-    logprobs: dict[str, Any] | None = None,
-    finish_reason: str | None = None,
-) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
 class Chunks:
     """The stream chunks of one answer."""
 
@@ -263,5 +208,6 @@ def _head(answer: Answer, object_name: str) -> dict[str, Any]:
     }
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """As JSON can hold it."""
     return max(logprob, LEAST_LOGPROB)

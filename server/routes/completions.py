@@ -5,12 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.answers.completion import completion_work
+from server.answers.completion import completion_form, completion_work
 from server.answers.deadline import DeadlineDep
 from server.answers.exchange import respond
 from server.answers.generation import Answer, accept
 from server.answers.streaming import Form
-from server.answers.wire import CompletionWire
 from server.deps import Infer, ServerDep
 from server.routes.openapi import ANSWERS
 from server.schemas.completion import CompletionRequest
@@ -32,9 +31,7 @@ async def create_completion(
         with server.admission.ticket(caller.key_id) as ticket:
             async with deadline.enforced():
                 work = await completion_work(server, request, body, ticket)
-            end_tokens = server.base.eos_token_ids | work.sampling.stop_token_ids
-            wire = CompletionWire(None if body.logprobs is None else server.token_text)
-            form = Form(wire, end_tokens, bool(body.stream), body.has_usage_chunk)
+            form = completion_form(server, body, work)
             return await accept(server, work, deadline), form
 
     return await respond(server, request, caller, accepting)

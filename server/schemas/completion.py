@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from server.fields import Text, neutral
+from server.fields import Text, neutral, refuse
 from server.schemas.sampling import INT31, MAX_TOP_LOGPROBS, SamplingFields, TokenId
 
 MAX_PROMPTS = 64
@@ -42,14 +42,45 @@ Prompt = Annotated[
 class CompletionRequest(SamplingFields):
     """OpenAI's body, with vLLM's extensions."""
 
-    prompt: Prompt = Field(examples=["Once upon a time"])
-    max_tokens: int | None = Field(None, ge=1, lt=INT31)
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    prompt: Prompt = Field(
+        description="a text, several, token ids, or several lists of them",
+        examples=["Once upon a time"],
+    )
+    max_tokens: int | None = Field(
+        None, ge=0, lt=INT31, description="16 if left out; 0 with echo only scores the prompt"
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TOP_LOGPROBS,
+        description="likeliest tokens shown beside each, with echo of the prompt's tokens too",
+    )
+    echo: bool | None = Field(None, description="the answer begins with the prompt")
+    add_special_tokens: bool | None = Field(
+        None, description="false: no BOS in front of a text, where the base writes one"
+    )
 
-    best_of: Annotated[int | None, neutral(1)] = None
-    echo: Annotated[bool | None, neutral(False)] = None
-    suffix: Annotated[Any, neutral("")] = None
-    add_special_tokens: Annotated[bool | None, neutral(True)] = None
+    best_of: Annotated[int | None, neutral(1, because="send n, and choose yourself")] = None
+    suffix: Annotated[Any, neutral("", because="the base was not trained to fill in")] = None
+    prompt_logprobs: Annotated[Any, neutral(because="echo with logprobs shows them")] = None
+    truncate_prompt_tokens: Annotated[Any, neutral(because="cut the prompt before")] = None
+
+    @model_validator(mode="after")
+    def _check_completion(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            message = "max_tokens 0 makes nothing: it needs echo: true, to score the prompt."
+            raise refuse("invalid_combination", message, "max_tokens")
+        return self
+
+    @property
+    def is_scoring(self) -> bool:
+        """Nothing is to be generated."""
+        return self.max_tokens == 0
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """As the engine wants it: None for no logprobs of the prompt."""
+        return self.logprobs if self.echo else None
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:

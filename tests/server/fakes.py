@@ -108,12 +108,21 @@ class FakeStream:
     def _delta(self, token: int, finish_reason: Any) -> Delta:
         self.num_generated += 1
         self.engine.num_tokens += 1
+        scored = self._prompt_logprobs() if self.num_generated == 1 else ()
         logprobs: tuple[TokenLogprob, ...] = ()
         if (num := self.request.sampling.top_logprobs) is not None:
             top = tuple((token + i, -0.5 - i) for i in range(num))
             logprobs = (TokenLogprob(token, -0.5, top),)
         text = text_of([token])
-        return Delta(self.request.request_id, text, (token,), logprobs, finish_reason)
+        name = self.request.request_id
+        return Delta(name, text, (token,), logprobs, finish_reason, prompt_logprobs=scored)
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob | None, ...]:
+        if (num := self.request.sampling.prompt_logprobs) is None:
+            return ()
+        rest = self.request.prompt_ids[1:]
+        top = [tuple((token + i, -2.0 - i) for i in range(num)) for token in rest]
+        return (None, *map(TokenLogprob, rest, [-2.0] * len(rest), top))
 
     def end(self) -> None:
         """As the engine ends it: with ``abort``."""
@@ -200,7 +209,9 @@ class FakeTokenizer:
     def backend_tokenizer(self) -> FakeTokenizer:
         return self
 
-    def encode_batch_fast(self, texts: list[str]) -> list[Encoding]:
+    def encode_batch_fast(
+        self, texts: list[str], add_special_tokens: bool = True
+    ) -> list[Encoding]:
         return [Encoding(ids_of(text)) for text in texts]
 
     def get_vocab(self) -> dict[str, int]:
