@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from server.answers.admission import Admission
+from server.answers.grammars.compiler import GrammarCompiler
 from server.answers.token_text import TokenText
 from server.engine.request import Delta, EngineStats, GenerationRequest
 from server.live_catalog import LiveCatalog
@@ -165,3 +166,9 @@ class Server:
     def token_text(self) -> TokenText:
         """Made when the first request asks for logprobs."""
         return TokenText(self.base.tokenizer)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """What holds answers to a form."""
+        eos = self.base.eos_token_ids
+        return GrammarCompiler(self.base.tokenizer, self.engine.vocab_size, eos)

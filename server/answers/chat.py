@@ -7,6 +7,7 @@ from fastapi import Request
 
 from server.answers.admission import Ticket
 from server.answers.generation import Work, claim_places
+from server.answers.grammars.constraint import format_constraint
 from server.answers.sampling import num_choices, resolve, sampling_params
 from server.answers.tokens import check_plausible, token_limit, tokenise
 from server.schemas.chat import ChatRequest
@@ -21,6 +22,7 @@ async def chat_work(server: Server, request: Request, body: ChatRequest, ticket:
         EngineOverloaded, EngineClosed: not now.
     """
     num_answers = num_choices(server, body, num_prompts=1)
+    constraint = format_constraint(body.response_format, body.structured_outputs)
     target, subject = await resolve(server, request, body)
     messages = [message.plain() for message in body.messages]
     length = sum(len(message["content"]) for message in messages)
@@ -28,14 +30,15 @@ async def chat_work(server: Server, request: Request, body: ChatRequest, ticket:
     claim_places(server, ticket, target, num_answers, num_answers * length)
     prompt = await tokenise(length, server.renderer.render_prompt, messages)
     limit = token_limit(server, len(prompt), body.token_limit, param="messages")
+    sampling = sampling_params(server, body, limit, body.num_top_logprobs)
     return Work(
         target=target,
         prompts=(prompt,),
-        sampling=sampling_params(server, body, limit, body.num_top_logprobs),
+        sampling=await server.grammars.constrain(sampling, constraint),
         num_choices=num_answers,
         subject=subject,
         received_at=request.state.received_at,
-        id_prefix="chatcmpl",
+        id_prefix="chatcmpl-",
         ticket=ticket,
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",

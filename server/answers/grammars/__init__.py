@@ -1,0 +1,1 @@
+"""What the form that a client asks for allows, as compiled grammars."""
