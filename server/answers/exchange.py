@@ -14,12 +14,12 @@ from fastapi.responses import Response
 
 from server.answers.generation import Answer
 from server.answers.reader import Patience
-from server.answers.streaming import AnswerEvents, Form, first_arrivals, whole_answer
+from server.answers.streaming import AnswerEvents, AnswerForm, first_arrivals, whole_answer
 from server.auth import Caller
 from server.state import Server
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's word; nobody is there to read it
-Accepting = Callable[[], Awaitable[tuple[Answer, Form]]]
+Accepting = Callable[[], Awaitable[tuple[Answer, AnswerForm]]]
 
 
 async def respond(

@@ -1,8 +1,8 @@
 """Answers as they are sent: server-sent events, or one JSON body.
 
 What fails before the first byte has its true status, so that OpenAI's client tries again by itself.
-A failure after it is an event ``data: {"error": …}`` and the end of the stream without ``[DONE]``,
-which OpenAI's client raises as APIError.
+A failure after it is the last event; that of completions, ``data: {"error": …}`` without
+``[DONE]``, OpenAI's client raises as APIError. What the bytes are is a form's affair.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastapi.responses import Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
 from server.answers.generation import Answer, Arrived
-from server.answers.pieces import AnswerParser, ParserFactory, PlainParser, read
+from server.answers.pieces import ParserFactory, PlainParser, read
 from server.answers.reader import Patience, Reader
 from server.answers.wire import DONE, Choice, Chunks, Wire, body, encode
 from server.connection import Line
@@ -30,15 +31,57 @@ HOLD_S = 5.0
 PING_S = 15.0
 
 
+class Writer(Protocol):
+    """Writes the stream of one answer. Called in this order; failing may come at any time."""
+
+    def opening(self) -> bytes:
+        """What is sent on acceptance."""
+
+    def add(self, arrived: Arrived) -> bytes:
+        """What has arrived; may be nothing."""
+
+    def ending(self) -> bytes:
+        """What follows once all has been added."""
+
+    def failing(self, error: ApiError) -> bytes:
+        """What is sent instead of the rest."""
+
+
+class Collector(Protocol):
+    """Gathers one answer that is not streamed."""
+
+    def add(self, arrived: Arrived) -> None: ...
+
+    def body(self) -> bytes:
+        """The JSON, once all has been added."""
+
+
+class AnswerForm(Protocol):
+    """How an answer is to be written."""
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    def writer(self, answer: Answer) -> Writer: ...
+
+    def collector(self, answer: Answer) -> Collector: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an answer is to be written."""
+    """The form of completions, of chats or plain ones: choices."""
 
     wire: Wire
     end_tokens: frozenset[int]
     is_stream: bool
     has_usage: bool = False  # a last chunk of it; a whole body always has it
     parser: ParserFactory = PlainParser  # makes one for each choice
+
+    def writer(self, answer: Answer) -> Writer:
+        return _ChunkWriter(answer, self)
+
+    def collector(self, answer: Answer) -> Collector:
+        return _ChoiceCollector(answer, self)
 
 
 async def first_arrivals(answer: Answer) -> Arrived:
@@ -65,13 +108,13 @@ class AnswerEvents(EventSourceResponse):
     """
 
     def __init__(
-        self, answer: Answer, form: Form, first: Arrived, patience: Patience, who: str
+        self, answer: Answer, form: AnswerForm, first: Arrived, patience: Patience, who: str
     ) -> None:
         self._answer = answer
         self._patience = patience
         self._who = who
         super().__init__(
-            _events(answer, form, first),
+            _events(answer, form.writer(answer), first),
             headers=answer.headers,
             ping=PING_S,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
@@ -87,52 +130,78 @@ class AnswerEvents(EventSourceResponse):
             await self._answer.close()
 
 
-async def _events(answer: Answer, form: Form, first: Arrived) -> AsyncIterator[bytes]:
-    chunks = Chunks(answer, form.wire, form.has_usage)
-    parsers = [form.parser() for _ in answer.streams]
-    openings = [form.wire.opening(index) for index in range(len(answer.streams))]
-    event = b"".join(chunks.of(choice) for choice in openings if choice is not None)
+async def _events(answer: Answer, writer: Writer, first: Arrived) -> AsyncIterator[bytes]:
+    event = writer.opening()
     arrived = first
     try:
         while True:
-            event += b"".join(_chunks(chunks, form, parsers, arrived))
+            event += writer.add(arrived)
             if event:
                 yield event
             event = b""
             arrived = await answer.arrivals()
             if not arrived:
                 break
+        event = writer.ending()
     except ApiError as error:
-        yield _error_event(error)
+        yield writer.failing(error)
     except Exception:  # the last place that can still tell the client
         log.exception("the stream of %s broke", answer.id)
         answer.fail()
-        yield _error_event(ApiError(500, "The stream broke on the server.", code="internal_error"))
+        broken = ApiError(500, "The stream broke on the server.", code="internal_error")
+        yield writer.failing(broken)
     else:
-        yield chunks.usage(answer) + DONE if form.has_usage else DONE
+        yield event
 
 
-def _chunks(
-    chunks: Chunks, form: Form, parsers: list[AnswerParser], arrived: Arrived
-) -> Iterator[bytes]:
-    for index, delta in arrived:
-        part = read(parsers[index], delta, form.end_tokens)
-        for choice in form.wire.part(index, part):
-            yield chunks.of(choice)
-        if part.finish_reason is not None:
-            yield chunks.of(form.wire.ending(index, part.finish_reason))
+class _ChunkWriter:
+    def __init__(self, answer: Answer, form: Form) -> None:
+        self._answer = answer
+        self._form = form
+        self._chunks = Chunks(answer, form.wire, form.has_usage)
+        self._parsers = [form.parser() for _ in answer.streams]
 
+    def opening(self) -> bytes:
+        openings = map(self._form.wire.opening, range(len(self._parsers)))
+        return b"".join(self._chunks.of(choice) for choice in openings if choice is not None)
 
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + encode(error.body()).encode() + b"\n\n"
+    def add(self, arrived: Arrived) -> bytes:
+        return b"".join(self._added(arrived))
 
+    def ending(self) -> bytes:
+        return self._chunks.usage(self._answer) + DONE if self._form.has_usage else DONE
 
-async def whole_answer(answer: Answer, form: Form) -> Response:
-    """The answer as one JSON body, once it has ended. Raises ApiError."""
-    choices = [Choice() for _ in answer.streams]
-    parsers = [form.parser() for _ in answer.streams]
-    while arrived := await answer.arrivals():
+    def failing(self, error: ApiError) -> bytes:
+        return b"data: " + encode(error.body()).encode() + b"\n\n"
+
+    def _added(self, arrived: Arrived) -> Iterator[bytes]:
+        wire = self._form.wire
         for index, delta in arrived:
-            choices[index].add(read(parsers[index], delta, form.end_tokens))
-    content = encode(body(answer, form.wire, choices))
-    return Response(content, media_type="application/json", headers=answer.headers)
+            part = read(self._parsers[index], delta, self._form.end_tokens)
+            for choice in wire.part(index, part):
+                yield self._chunks.of(choice)
+            if part.finish_reason is not None:
+                yield self._chunks.of(wire.ending(index, part.finish_reason))
+
+
+class _ChoiceCollector:
+    def __init__(self, answer: Answer, form: Form) -> None:
+        self._answer = answer
+        self._form = form
+        self._choices = [Choice() for _ in answer.streams]
+        self._parsers = [form.parser() for _ in answer.streams]
+
+    def add(self, arrived: Arrived) -> None:
+        for index, delta in arrived:
+            self._choices[index].add(read(self._parsers[index], delta, self._form.end_tokens))
+
+    def body(self) -> bytes:
+        return encode(body(self._answer, self._form.wire, self._choices)).encode()
+
+
+async def whole_answer(answer: Answer, form: AnswerForm) -> Response:
+    """The answer as one JSON body, once it has ended. Raises ApiError."""
+    collector = form.collector(answer)
+    while arrived := await answer.arrivals():
+        collector.add(arrived)
+    return Response(collector.body(), media_type="application/json", headers=answer.headers)
