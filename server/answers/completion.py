@@ -9,6 +9,7 @@ from fastapi import Request
 from server.answers.admission import Ticket
 from server.answers.completion_wire import CompletionWire, Echo
 from server.answers.generation import Work, claim_places
+from server.answers.grammars.constraint import format_constraint
 from server.answers.sampling import given, num_choices, resolve, sampling_params
 from server.answers.streaming import Form
 from server.answers.tokens import check_plausible, num_characters, text_ids, token_limit
@@ -23,6 +24,7 @@ async def completion_work(
 ) -> Work:
     """The work that a plain completion asks for. Raises as ``chat_work`` does."""
     num_each = num_choices(server, body, num_prompts=len(body.prompts))
+    constraint = format_constraint(None, body.structured_outputs)
     target, subject = await resolve(server, request, body)
     for text in body.prompts:
         if isinstance(text, str):
@@ -41,6 +43,7 @@ async def completion_work(
     for prompt in prompts:
         token_limit(server, len(prompt), wanted, param="prompt")
     sampling = sampling_params(server, body, wanted, body.logprobs)
+    sampling = await server.grammars.constrain(sampling, constraint)
     return Work(
         target=target,
         prompts=prompts,
