@@ -1,1 +1,1 @@
-"""Calls of functions: how bases write them, how an answer is made to hold them, how they are read."""
+"""Calls of functions: how bases write them, how answers are made to hold them and are read."""

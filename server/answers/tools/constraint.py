@@ -103,20 +103,18 @@ def _calls(form: ToolFormat, offer: Offer, literal: Literal) -> Iterator[str]:
     """The rules of calls, from the name on."""
     writing = form.writing
     yield "call: " + " | ".join(f"call_{place}" for place, _ in offer.callable)
+    yield f"arguments: {json_expression({'type': 'object'}, 'tools')}"
     for place, tool in offer.callable:
-        function = tool.function
-        head = literal(function.name + writing.between)
-        is_exact = offer.must_call or function.strict is True
-        param = f"tools[{place}].function.parameters"
-        schema = json_expression(_schema(function, is_exact, param), param)
-        yield f"call_{place}: {head} arguments_{place} {literal(writing.after)}"
-        yield f"arguments_{place}: {schema}"
+        function, rule = tool.function, "arguments"
+        if offer.must_call or function.strict:
+            rule, param = f"arguments_{place}", f"tools[{place}].function.parameters"
+            yield f"{rule}: {json_expression(_schema(function, param), param)}"
+        head, tail = literal(function.name + writing.between), literal(writing.after)
+        yield f"call_{place}: {head} {rule} {tail}"
 
 
-def _schema(function: Function, is_exact: bool, param: str) -> dict[str, Any]:
+def _schema(function: Function, param: str) -> dict[str, Any]:
     """OpenAI: a function without parameters takes an empty object."""
-    if not is_exact:
-        return {"type": "object"}
     if function.parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     schema = {"type": "object", **function.parameters}

@@ -1,10 +1,10 @@
 """Calls out of an answer's text, as it comes.
 
-What is no call of an offered function stays content: an unknown name, broken JSON, a mark in running
-text. Spaces beside a call belong to its marks. Where a grammar makes sure that what begins as a call
-is one, its arguments are handed on as they come, and an answer that is cut off inside them ends with
-a cut call and its own finish_reason ("length", "stop"), as OpenAI's does; without a grammar a call is
-held back until it is whole, and one that never becomes whole is content.
+What is no call of an offered function stays content: an unknown name, broken JSON, a mark in
+running text. Spaces beside a call belong to its marks. Where a grammar makes sure that what begins
+as a call is one, its arguments are handed on as they come, and an answer that is cut off inside
+them ends with a cut call and its own finish_reason ("length", "stop"), as OpenAI's does; without a
+grammar a call is held back until it is whole, and one that never becomes whole is content.
 """
 
 from __future__ import annotations
