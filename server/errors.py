@@ -174,7 +174,7 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problem = explain(list(error.errors()), request.headers.get("content-type"))
+    problem = explain(list(error.errors()), request.headers.get("content-type"), error.body)
     api_error = ApiError(400, problem.message, param=problem.param, code=problem.code)
     return error_response(api_error, request)
 

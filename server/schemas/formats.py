@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.fields import StrictBody, Text, refuse
+from server.json_values import JsonObject
 
 MAX_CHOICES = 1024
-JsonObject = dict[str, JsonValue]
 
 
 class TextFormat(StrictBody):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import JsonValue, model_validator
+from pydantic import model_validator
 
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
+from server.json_values import JsonObject
 
 
 class TextPart(StrictBody):
@@ -32,7 +33,7 @@ class Message(StrictBody):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: OneOrMany[Text, list[TextPart]] | None = None
     reasoning_content: Text | None = None
-    tool_calls: list[dict[str, JsonValue]] | None = None
+    tool_calls: list[JsonObject] | None = None
     tool_call_id: Text | None = None
 
     name: Annotated[Any, neutral()] = None

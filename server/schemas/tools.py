@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from server.fields import StrictBody, Text, refuse
-from server.schemas.formats import JsonObject
+from server.json_values import JsonObject
 
 MAX_TOOLS = 128
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -75,7 +75,7 @@ ToolChoice = Annotated[
 ]
 
 
-def plain_tools(tools: list[Tool]) -> list[dict[str, JsonValue]]:
+def plain_tools(tools: list[Tool]) -> list[dict[str, Any]]:
     """As the renderer takes them. ``strict`` is the grammar's affair, not the model's."""
     return [
         {
