@@ -23,7 +23,7 @@ from artifacts.chat_messages import (
     normalize_tools,
     strings_of,
 )
-from artifacts.chat_template import ChatTemplate, Spans
+from artifacts.chat_template import NO_VARIABLES, ChatTemplate, Spans, Variables
 from artifacts.errors import InvalidChat
 
 Messages = Sequence[Mapping[str, Any]]
@@ -45,6 +45,7 @@ class _Prepared:
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None
+    variables: Variables
     mark: str | None
 
 
@@ -65,10 +66,26 @@ class ChatRenderer:
         self._newline = self._encode("\n")
         self._adds_prefix = self._encode("\na")[len(self._newline) :] != self._encode("a")
 
-    def render_prompt(self, messages: Messages, *, tools: Tools = None) -> list[int]:
-        """Token ids up to where the assistant's reply begins. Raises InvalidChat."""
-        chat = self._prepare(messages, tools)
-        text = self._template.render(chat.messages, chat.tools, add_generation_prompt=True)
+    def render_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = None,
+        variables: Variables = NO_VARIABLES,
+        continues_last: bool = False,
+    ) -> list[int]:
+        """Token ids up to where the assistant's reply begins. Raises InvalidChat.
+
+        ``variables`` are the template's own. ``continues_last``: the reply goes on where the last
+        message, the assistant's, stops: behind its text, or behind its thoughts if it has no text.
+        """
+        chat = self._prepare(messages, tools, variables)
+        if continues_last:
+            text = self._continued(chat)
+        else:
+            text = self._template.render(
+                chat.messages, chat.tools, chat.variables, add_generation_prompt=True
+            )
         return self._encode_pieces(_split(text, chat.mark))
 
     def render_text(
@@ -118,17 +135,47 @@ class ChatRenderer:
         ids = self._encode_pieces(_split(self._break(text, mark), mark))
         return [*start, *ids, self._tokenizer.eos_token_id]
 
+    def _continued(self, chat: _Prepared) -> str:
+        """The text up to the end of what the last message says."""
+        *before, last = chat.messages
+        place = f"messages[{len(before)}]"
+        if last["role"] != "assistant" or "tool_calls" in last:
+            raise InvalidChat(
+                f"{place}: only a message of the assistant without tool_calls can be continued",
+                param="continue_final_message",
+            )
+        said = "content" if last["content"] else "reasoning_content"
+        if not last.get(said):
+            raise InvalidChat(
+                f"{place} is empty: there is nothing to continue; leave it out", param=place
+            )
+        end = _unused_mark([*chat.messages, chat.tools, chat.variables, chat.mark or ""])
+        messages = [*before, last | {said: last[said] + end}]
+        text = self._template.render(
+            messages, chat.tools, chat.variables, add_generation_prompt=False
+        )
+        if text.count(end) != 1:
+            raise InvalidChat(
+                f"{place}: the chat template of this base does not show its {said} once, so that "
+                "it cannot be continued",
+                param="continue_final_message",
+            )
+        return text[: text.index(end)]
+
     # --- special tokens in user text ---
 
-    def _prepare(self, messages: Messages, tools: Tools) -> _Prepared:
+    def _prepare(
+        self, messages: Messages, tools: Tools, variables: Variables = NO_VARIABLES
+    ) -> _Prepared:
         checked, checked_tools = normalize_messages(messages), normalize_tools(tools)
-        self._template.check(checked, checked_tools)
-        if not any(self._control.search(text) for text in strings_of([checked, checked_tools])):
-            return _Prepared(checked, checked_tools, None)
-        mark = _unused_mark([checked, checked_tools])
+        self._template.check(checked, checked_tools, variables)
+        whole = [checked, checked_tools, variables]
+        if not any(self._control.search(text) for text in strings_of(whole)):
+            return _Prepared(checked, checked_tools, variables, None)
+        mark = _unused_mark(whole)
         escaped = [self._escape_message(message, mark) for message in checked]
-        escaped_tools = map_strings(checked_tools, lambda text: self._break(text, mark))
-        return _Prepared(escaped, escaped_tools, mark)
+        rest = map_strings([checked_tools, variables], lambda text: self._break(text, mark))
+        return _Prepared(escaped, rest[0], rest[1], mark)
 
     def _escape_message(self, message: Message, mark: str) -> Message:
         escaped = {

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import TemplateError
 
-from artifacts.chat_messages import Message
+from artifacts.chat_messages import Message, check_text, strings_of
 from artifacts.errors import InvalidChat
 
 Spans = list[tuple[int, int]]  # [start, end) characters
 ToolList = list[dict[str, Any]] | None
+Variables = Mapping[str, Any]
 
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Whatever a template's own expressions may raise on messages that it was not written for.
@@ -31,6 +32,11 @@ TEMPLATE_ERRORS = (
     RecursionError,
 )
 MAX_REMEMBERED = 512
+NO_VARIABLES: Variables = {}
+# What a request says in fields of its own, or what belongs to the renderer.
+RESERVED = {"messages", "conversations", "tools", "documents", "chat_template"}
+RESERVED |= {"add_generation_prompt", "continue_final_message", "return_assistant_tokens_mask"}
+RESERVED |= {"custom_tools", "builtin_tools"}  # Llama's other names for tools
 
 
 @dataclass
@@ -56,11 +62,16 @@ class ChatTemplate:
         self._knows_reasoning: bool | None = None
 
     def render(
-        self, messages: Sequence[Message], tools: ToolList, *, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: ToolList,
+        variables: Variables = NO_VARIABLES,
+        *,
+        add_generation_prompt: bool,
     ) -> str:
         """The text of checked messages. Raises InvalidChat with the template's own complaint."""
-        messages = self._with_arguments(messages, tools)
-        return self._render(messages, tools, add_generation_prompt)[0]
+        messages = self._with_arguments(messages, tools, variables)
+        return self._render(messages, tools, add_generation_prompt, variables)[0]
 
     def render_with_spans(self, messages: Sequence[Message], tools: ToolList) -> tuple[str, Spans]:
         """The text without generation prompt, and each assistant reply in it, EOS included.
@@ -84,33 +95,62 @@ class ChatTemplate:
             )
         return text, [(start, self._with_eos(text, end)) for start, end in spans]
 
-    def check(self, messages: Sequence[Message], tools: ToolList) -> None:
-        """Refuse what this template would leave out of the text unseen. Raises InvalidChat."""
-        structure = (_structure(messages), bool(tools))
+    def check(
+        self, messages: Sequence[Message], tools: ToolList, variables: Variables = NO_VARIABLES
+    ) -> None:
+        """Refuse what this template would leave out of the text unseen, and variables that it never
+        reads. Raises InvalidChat."""
+        if variables:
+            self._check_variables(tools, variables)
+        structure = _structure(messages, tools, variables)
         if structure in self._checked:
             return
         if len(self._checked) >= MAX_REMEMBERED:
             self._checked.clear()
-        self._checked[structure] = self._probe_arguments(messages, tools)
+        self._checked[structure] = self._probe_arguments(messages, tools, variables)
 
     # --- probing ---
 
-    def _probe_arguments(self, messages: Sequence[Message], tools: ToolList) -> bool:
+    def _check_variables(self, tools: ToolList, variables: Variables) -> None:
+        from transformers.utils.chat_template_utils import _get_template_variables
+
+        reserved = RESERVED | set(self._tokenizer.special_tokens_map)
+        known = _get_template_variables(self._template_text(tools)) - reserved
+        for text in strings_of(variables):
+            check_text(text, "chat_template_kwargs")
+        for name in variables:
+            place = f"chat_template_kwargs.{name}"
+            if name in reserved:
+                raise InvalidChat(f"{place} is not the request's to set; leave it out", param=place)
+            if name not in known:
+                what = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
+                raise InvalidChat(
+                    f"{place}: the chat template of this base never reads it ({what})", param=place
+                )
+
+    def _probe_arguments(
+        self, messages: Sequence[Message], tools: ToolList, variables: Variables
+    ) -> bool:
         """Whether tool-call arguments must be JSON text; InvalidChat if anything is left out."""
         if any("reasoning_content" in message for message in messages):
             self._check_reasoning()
         if any("tool_calls" in message for message in messages):
             try:
-                self._probe(messages, tools, arguments_as_text=False)
+                self._probe(messages, tools, variables, arguments_as_text=False)
             except InvalidChat:
-                self._probe(messages, tools, arguments_as_text=True)
+                self._probe(messages, tools, variables, arguments_as_text=True)
                 return True
         else:
-            self._probe(messages, tools, arguments_as_text=False)
+            self._probe(messages, tools, variables, arguments_as_text=False)
         return False
 
     def _probe(
-        self, messages: Sequence[Message], tools: ToolList, *, arguments_as_text: bool
+        self,
+        messages: Sequence[Message],
+        tools: ToolList,
+        variables: Variables,
+        *,
+        arguments_as_text: bool,
     ) -> None:
         probe = _probe_for(messages)
         probe_tools = None
@@ -121,7 +161,7 @@ class ChatTemplate:
             function = {"name": word, "description": word, "parameters": parameters}
             probe_tools = [{"type": "function", "function": function}]
         stand_ins = _arguments_as_text(probe.messages) if arguments_as_text else probe.messages
-        text, _ = self._render(stand_ins, probe_tools, False)
+        text, _ = self._render(stand_ins, probe_tools, False, variables)
         for word, (index, what) in probe.required.items():
             if word not in text:
                 raise _left_out(messages, index, what)
@@ -190,16 +230,24 @@ class ChatTemplate:
 
     # --- rendering ---
 
-    def _needs_text_arguments(self, messages: Sequence[Message], tools: ToolList) -> bool:
-        return self._checked.get((_structure(messages), bool(tools)), False)
+    def _needs_text_arguments(
+        self, messages: Sequence[Message], tools: ToolList, variables: Variables = NO_VARIABLES
+    ) -> bool:
+        return self._checked.get(_structure(messages, tools, variables), False)
 
-    def _with_arguments(self, messages: Sequence[Message], tools: ToolList) -> list[Message]:
-        if self._needs_text_arguments(messages, tools):
+    def _with_arguments(
+        self, messages: Sequence[Message], tools: ToolList, variables: Variables = NO_VARIABLES
+    ) -> list[Message]:
+        if self._needs_text_arguments(messages, tools, variables):
             return _arguments_as_text(messages)
         return list(messages)
 
     def _render(
-        self, messages: Sequence[Message], tools: ToolList, add_generation_prompt: bool
+        self,
+        messages: Sequence[Message],
+        tools: ToolList,
+        add_generation_prompt: bool,
+        variables: Variables = NO_VARIABLES,
     ) -> tuple[str, Spans]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -212,6 +260,7 @@ class ChatTemplate:
                 chat_template=template,
                 return_assistant_tokens_mask=has_marks,
                 add_generation_prompt=add_generation_prompt,
+                **variables,
                 **self._tokenizer.special_tokens_map,
             )
         except TEMPLATE_ERRORS as error:
@@ -233,9 +282,9 @@ class ChatTemplate:
             raise InvalidChat(f"this base has no default chat template: {error}") from error
 
 
-def _structure(messages: Sequence[Message]) -> object:
+def _structure(messages: Sequence[Message], tools: ToolList, variables: Variables) -> object:
     """What decides whether a template shows everything: roles and filled fields, not the text."""
-    return tuple(
+    fields = tuple(
         (
             message["role"],
             bool(message["content"].strip()),
@@ -245,6 +294,8 @@ def _structure(messages: Sequence[Message]) -> object:
         )
         for message in messages
     )
+    said = hash(json.dumps(variables, sort_keys=True)) if variables else 0
+    return fields, bool(tools), said
 
 
 def _probe_for(messages: Sequence[Message]) -> _Probe:
