@@ -68,6 +68,11 @@ class Home:
         return self.root / "answers"
 
     @property
+    def responses(self) -> Path:
+        """Stored responses that the database does not know yet."""
+        return self.root / "responses"
+
+    @property
     def tmp(self) -> Path:
         """Half-written things, on the same file system as their final place."""
         return self.root / "tmp"

@@ -16,6 +16,7 @@ import psutil
 from artifacts.errors import StorageError
 from server.adapter_gate import LoadGate
 from server.adapters import AdapterEngine, AdapterService
+from server.answers.responses.store import ResponseStore
 from server.audit import AuditLog
 from server.checkpoints import CheckpointVersion
 from server.comparison.experiments import Experiments
@@ -58,6 +59,7 @@ class ControlLimits:
     training_stop_grace_s: float = 20.0
     resume_interrupted_jobs: bool = False
     max_answers_kept: int = 200_000
+    max_responses_kept: int = 10_000
 
     @classmethod
     def of(cls, settings: Settings) -> ControlLimits:
@@ -76,6 +78,7 @@ class Control:
     files: FileStore
     jobs: JobRunner
     audit: AuditLog
+    responses: ResponseStore
     _flushing: list[asyncio.Task[None]]
 
     def services(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Control:
     async def start(self) -> None:
         """Settle what a crash left and begin with the queue. Call with the engine running."""
         await asyncio.to_thread(self.files.recover)
-        for writer in (self.feedback, self.audit):
+        for writer in (self.feedback, self.audit, self.responses):
             self._flushing.append(asyncio.create_task(writer.keep_flushing()))
         await self.jobs.start()
 
@@ -98,10 +101,11 @@ class Control:
                 await task
         self._flushing.clear()
         await asyncio.to_thread(self.audit.flush)
-        try:
-            await asyncio.to_thread(self.feedback.flush)
-        except StorageError:  # must not keep the rest of the server from stopping in order
-            log.exception("the last answers wait in the journal for the next start")
+        for journaled in (self.feedback, self.responses):
+            try:
+                await asyncio.to_thread(journaled.flush)
+            except StorageError:  # must not keep the rest of the server from stopping in order
+                log.exception("the last answers wait in the journal for the next start")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +149,9 @@ def build_control(
         files=files,
         jobs=JobRunner(home, store, files, end, job_limits, training.first_token_p90_s),
         audit=audit,
+        responses=ResponseStore(
+            database, AnswerJournal(home.responses), max_kept=limits.max_responses_kept
+        ),
         _flushing=[],
     )
 

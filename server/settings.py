@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * MIB, ge=1024)
     max_upload_bytes: int = Field(512 * MIB, ge=1024)
     max_answers_kept: int = Field(200_000, ge=1, description="answers that feedback can score")
+    max_responses_kept: int = Field(10_000, ge=1, description="stored ones of /v1/responses")
     max_request_s: float = Field(600.0, gt=0, description="receipt to last token, queue included")
     max_unread_tokens: int = Field(
         4096, ge=1, description="that a slow reader may leave; one more ends its answer"

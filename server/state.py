@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from artifacts.home import Home
     from artifacts.registry import AdapterVersion, Registry
     from server.adapters import AdapterService
+    from server.answers.responses.store import ResponseStore
     from server.audit import AuditLog
     from server.comparison.experiments import Experiments
     from server.comparison.feedback import Feedback
@@ -136,6 +137,7 @@ class Server:
     files: FileStore
     jobs: JobRunner
     audit: AuditLog
+    responses: ResponseStore
     preload: list[AdapterVersion] = field(default_factory=list)  # loaded at start
     control: Control | None = None  # starts and stops the services above; None in tests
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
@@ -154,6 +156,7 @@ class Server:
             "registry": self.catalog.trouble,
             "answers": self.feedback.trouble,
             "audit": self.audit.trouble,
+            "responses": self.responses.trouble,
             "jobs": self.jobs.trouble,
         }
 

@@ -132,3 +132,17 @@ class FeedbackRow(Table):
     subject: Mapped[str | None] = mapped_column(Text, default=None)
     created_at: Mapped[float] = mapped_column(Float)
     updated_at: Mapped[float] = mapped_column(Float)
+
+
+class ResponseRow(Table):
+    """A stored response of the Responses API. The oldest rows are pruned."""
+
+    __tablename__ = "responses"
+
+    sequence: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(80), unique=True)
+    owner: Mapped[str] = mapped_column(String(16))  # whose key made it, as ``auth.key_id_of`` says
+    previous_id: Mapped[str | None] = mapped_column(String(80), default=None)
+    input: Mapped[str] = mapped_column(Text)  # JSON: the items of its own input
+    response: Mapped[str] = mapped_column(Text)  # JSON, as it was sent
+    created_at: Mapped[float] = mapped_column(Float)

@@ -21,6 +21,7 @@ from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.manifest import ManifestDraft
 from artifacts.registry import AdapterVersion, Registry
+from server.answers.responses.store import ResponseStore
 from server.app import create_app
 from server.audit import AuditLog
 from server.comparison.experiments import Experiments
@@ -67,6 +68,7 @@ def fake_server(settings: Settings, engine: FakeEngine, tmp_path: Path) -> Itera
         files=cast(Any, None),
         jobs=cast(Any, FakeJobs()),
         audit=AuditLog(database),
+        responses=ResponseStore(database, AnswerJournal(home.responses), max_kept=100),
     )
     database.close()
 

@@ -97,8 +97,8 @@ class Turns:
     def finish(self) -> None:
         """Nothing follows. Raises ApiError for a call without an output."""
         for call_id, param in self._calls.items():
-            message = f"No tool output found for function call {call_id}."
-            raise ApiError(400, message, param=param, code="invalid_value")
+            problem = f"No tool output found for function call {call_id}."
+            raise ApiError(400, problem, param=param, code="invalid_value")
         for message in self.messages:
             if message["role"] == "assistant" and "tool_calls" not in message:
                 message.setdefault("content", "")
@@ -122,7 +122,7 @@ class Turns:
 
     def _add_output(self, item: CallOutputItem, param: str) -> None:
         if self._calls.pop(item.call_id, None) is None:
-            message = f"No tool call found for function call output with call_id {item.call_id}."
-            raise ApiError(400, message, param=param, code="invalid_value")
+            problem = f"No tool call found for function call output with call_id {item.call_id}."
+            raise ApiError(400, problem, param=param, code="invalid_value")
         output = {"role": "tool", "tool_call_id": item.call_id, "content": text_of(item.output)}
         self._append(output, param)
