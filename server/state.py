@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from server.answers.admission import Admission
 from server.answers.grammars.compiler import GrammarCompiler
+from server.answers.reasoning import ThoughtMarks, find_marks
 from server.answers.token_text import TokenText
+from server.answers.tools.formats import ToolFormat, find_format
 from server.engine.request import Delta, EngineStats, GenerationRequest
 from server.live_catalog import LiveCatalog
 from server.reporting.memory import MemoryMeter
@@ -175,3 +177,13 @@ class Server:
         """What holds answers to a form."""
         eos = self.base.eos_token_ids
         return GrammarCompiler(self.base.tokenizer, self.engine.vocab_size, eos)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat | None:
+        """How the base writes calls of functions; None if in no form that is known here."""
+        return find_format(self.renderer)
+
+    @cached_property
+    def thought_marks(self) -> ThoughtMarks | None:
+        """What begins and ends the base's thoughts; None if it has none."""
+        return find_marks(self.base.tokenizer, self.base.eos_token_ids)

@@ -42,7 +42,9 @@ class ChatRequest(SamplingFields, CompatibleFields):
     chat_template_kwargs: JsonObject | None = Field(
         None, description="variables for the base's chat template"
     )
-    add_generation_prompt: bool | None = None
+    add_generation_prompt: bool | None = Field(
+        None, description="false only with continue_final_message"
+    )
     continue_final_message: bool | None = Field(
         None, description="the answer goes on where the last message stops"
     )
@@ -67,7 +69,20 @@ class ChatRequest(SamplingFields, CompatibleFields):
                 f"max_tokens ({both[0]}) and max_completion_tokens ({both[1]}) differ: send one."
             )
             raise refuse("invalid_combination", message, "max_tokens")
+        if self.add_generation_prompt is not None:
+            self._check_generation_prompt(self.add_generation_prompt)
         return self
+
+    def _check_generation_prompt(self, is_added: bool) -> None:
+        if is_added and self.continue_final_message:
+            message = "With continue_final_message the answer has no beginning: leave it out."
+            raise refuse("invalid_combination", message, "add_generation_prompt")
+        if not (is_added or self.continue_final_message):
+            message = (
+                "Without a generation prompt there is no place for an answer: leave it out, or "
+                "send continue_final_message: true."
+            )
+            raise refuse("invalid_combination", message, "add_generation_prompt")
 
     @property
     def token_limit(self) -> int | None:

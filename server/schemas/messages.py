@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
+from artifacts.chat_messages import PART_SEPARATOR
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
 from server.json_values import JsonObject
 
@@ -35,8 +36,11 @@ class Message(StrictBody):
     reasoning_content: Text | None = None
     tool_calls: list[JsonObject] | None = None
     tool_call_id: Text | None = None
+    name: Text | None = Field(
+        None, max_length=256, description="of the speaker; refused where the template drops it"
+    )
+    parsed: Any = Field(None, description="as OpenAI's client sends it back; changes nothing")
 
-    name: Annotated[Any, neutral()] = None
     refusal: Annotated[Any, neutral()] = None
     audio: Annotated[Any, neutral()] = None
     annotations: Annotated[Any, neutral([])] = None
@@ -48,7 +52,7 @@ class Message(StrictBody):
             "role": "system" if self.role == "developer" else self.role,
             "content": self.text,
         }
-        for key in ("reasoning_content", "tool_calls", "tool_call_id"):
+        for key in ("name", "reasoning_content", "tool_calls", "tool_call_id"):
             if (value := getattr(self, key)) is not None:
                 message[key] = value
         return message
@@ -56,11 +60,12 @@ class Message(StrictBody):
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return PART_SEPARATOR.join(part.text for part in self.content)
         return self.content if self.content is not None else ""
 
     @model_validator(mode="after")
     def _check_content(self) -> Message:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        has_more = bool(self.tool_calls or self.reasoning_content)
+        if self.content is None and not (self.role == "assistant" and has_more):
             raise refuse("missing", "content is required.", "content")
         return self

@@ -104,7 +104,7 @@ class SlowRenderer:
         self.has_begun = threading.Event()
         self.may_end = threading.Event()
 
-    def render_prompt(self, messages: list[dict[str, Any]], *, tools: Any = None) -> list[int]:
+    def render_prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         self.has_begun.set()
         assert self.may_end.wait(20)
         return ids_of("hi")

@@ -204,6 +204,7 @@ class FakeTokenizer:
     """One token per character of a prompt; answers are made of WORDS."""
 
     is_fast = True
+    chat_template = ""
 
     @property
     def backend_tokenizer(self) -> FakeTokenizer:
@@ -242,7 +243,7 @@ class FakeRenderer:
 
     num_rendered = 0
 
-    def render_prompt(self, messages: list[dict[str, Any]], *, tools: Any = None) -> list[int]:
+    def render_prompt(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
         if any(message["role"] == "tool" for message in messages):
             raise InvalidChat("this base's template has no role 'tool'", param="messages")
         text = "".join(message["content"] for message in messages)
