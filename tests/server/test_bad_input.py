@@ -45,13 +45,16 @@ CHAT_FIELDS = [
     ({"messages": [USER, {"role": "user"}]}, "messages[1].content", "missing_required_parameter"),
     ({"messages": [{**USER, "content": 5}]}, "messages[0].content", "invalid_value"),
     ({"messages": [{**USER, "contnt": 5}]}, "messages[0].contnt", "unknown_parameter"),
-    ({"messages": [{**USER, "name": "bob"}]}, "messages[0].name", "unsupported_parameter"),
     (
         {"messages": [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         "messages[0].content[0].type",
         "unsupported_parameter",
     ),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "invalid_messages"),
+    (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0].tool_call_id",
+        "missing_required_parameter",
+    ),
     ({"model": 5}, "model", "invalid_value"),
     ({"model": ""}, "model", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_value"),
