@@ -54,11 +54,16 @@ class StoredResponse:
         return len(self.input) + len(self.response)
 
     @property
+    def own_items(self) -> list[Item]:
+        """Its input, without what it goes on from."""
+        items: list[Item] = json.loads(self.input)
+        return items
+
+    @property
     def items(self) -> list[Item]:
         """Its own input and its output."""
-        own: list[Item] = json.loads(self.input)
         output: list[Item] = json.loads(self.response)["output"]
-        return own + output
+        return self.own_items + output
 
 
 class ResponseStore:
