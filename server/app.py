@@ -18,11 +18,37 @@ from server.middleware import (
     RequestIdMiddleware,
 )
 from server.reporting.prometheus import ServerMetrics
-from server.routes import admin, chat, completions, files, fine_tuning, health, models, stats
+from server.routes import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    files,
+    fine_tuning,
+    health,
+    lora,
+    models,
+    responses,
+    stats,
+    tokens,
+)
 from server.state import Server
 
 NUM_WORKERS = 64  # threads
-ROUTES = (chat, completions, models, files, fine_tuning, admin, stats, health)
+ROUTES = (
+    chat,
+    completions,
+    responses,
+    embeddings,
+    tokens,
+    models,
+    files,
+    fine_tuning,
+    lora,
+    admin,
+    stats,
+    health,
+)
 
 
 def create_app(server: Server) -> FastAPI:
@@ -31,6 +57,7 @@ def create_app(server: Server) -> FastAPI:
         title="Loraloop",
         version="0.1.0",
         lifespan=_lifespan,
+        redirect_slashes=False,  # to an absolute URL, which behind a proxy is somebody else's
     )
     app.state.server = server
     app.state.metrics = ServerMetrics(server)

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from artifacts import errors as artifact_errors
 from artifacts.storage import storage_error
+from server.endpoints import describe_unknown
 from server.engine import errors as engine_errors
 from server.request_errors import explain
 from server.resolve import UnknownModel
@@ -180,7 +181,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 
 _HTTP_CODES = {
-    404: "unknown_url",
     405: "method_not_allowed",
     408: "request_timeout",
     413: "request_too_large",
@@ -189,9 +189,9 @@ _HTTP_CODES = {
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
+    message, code = str(error.detail), _HTTP_CODES.get(error.status_code)
     if error.status_code == 404:
-        message = f"Unknown request URL: {request.method} {request.url.path}."
+        message, code = describe_unknown(request.method, request.url.path)
     elif error.status_code == 405:
         message = f"{request.method} is not allowed on {request.url.path}."
     elif error.status_code == 408:
@@ -200,7 +200,6 @@ async def _http(request: Request, error: Exception) -> Response:
         message = "The request body is larger than this server accepts (LORALOOP_MAX_BODY_BYTES)."
     elif error.status_code == 400 and message == "There was an error parsing the body":
         message = "The request body is not valid JSON in UTF-8."
-    code = _HTTP_CODES.get(error.status_code)
     api_error = ApiError(error.status_code, message, code=code, headers=error.headers)
     return error_response(api_error, request)
 

@@ -25,8 +25,12 @@ GUARDS: tuple[tuple[str, Guard], ...] = (  # the first prefix that fits
     ("/admin/", require_admin),
     (UPLOAD_PATH, require_admin),
     ("/v1/fine_tuning/", require_admin),
+    ("/v1/load_lora_adapter", require_admin),
+    ("/v1/unload_lora_adapter", require_admin),
     ("/v1/", require_infer),
     ("/metrics", require_infer),
+    ("/tokenize", require_infer),
+    ("/detokenize", require_infer),
 )
 _CLIENT_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 

@@ -18,6 +18,7 @@ from artifacts.registry import AdapterVersion
 from server.adapter_gate import marks
 from server.adapters import AdapterState
 from server.audit import who
+from server.auth import Caller
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
 from server.fields import StrictBody, Text, refuse
@@ -102,20 +103,32 @@ async def load_adapter(body: LoadBody, server: ServerDep, caller: Admin) -> dict
     """Passes the load gate, then lies in memory; a folder that does not pass is not registered."""
     if body.id is not None:
         version = await asyncio.to_thread(_version, body.id, server)
-        action = "adapter.load"
         load_s = await server.adapters.load(version)
+        await asyncio.to_thread(
+            server.audit.record, who(caller), "adapter.load", version.id, load_s=load_s
+        )
     else:
         assert body.name is not None
         assert body.path is not None
-        check_adapter_name(body.name, "name", server.base.id)
-        places = _places(server)
-        folder = await asyncio.to_thread(places.find, body.path)
-        action = "adapter.import"
-        version, load_s = await server.adapters.register(
-            server.registry, body.name, folder, places.roots
-        )
-    await asyncio.to_thread(server.audit.record, who(caller), action, version.id, load_s=load_s)
+        version, load_s = await import_folder(server, caller, body.name, body.path)
     return {**await _described(version, server), "load_s": load_s}
+
+
+async def import_folder(
+    server: Server, caller: Caller, name: str, path: str, *, param: str = "name"
+) -> tuple[AdapterVersion, float]:
+    """The PEFT folder as the next version of ``name``, loaded, and the seconds that took.
+
+    ``param`` is what the request calls the name. Raises InvalidInput, AdapterRejected, NotFound.
+    """
+    check_adapter_name(name, param, server.base.id)
+    places = _places(server)
+    folder = await asyncio.to_thread(places.find, path)
+    version, load_s = await server.adapters.register(server.registry, name, folder, places.roots)
+    await asyncio.to_thread(
+        server.audit.record, who(caller), "adapter.import", version.id, load_s=load_s
+    )
+    return version, load_s
 
 
 @router.post(
