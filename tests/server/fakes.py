@@ -36,6 +36,7 @@ class Script:
     """How the fake engine answers."""
 
     tokens: tuple[int, ...] = tuple(range(FIRST_ID, FIRST_ID + 5))  # Hello, world!
+    texts: tuple[str, ...] = ()  # of those tokens, in place of WORDS
     is_endless: bool = False
     delay_s: float = 0.0
     hold: asyncio.Event | None = None  # waited for before the first token

@@ -102,8 +102,9 @@ class CallParser:
                 return pieces
             self._reject()
             pieces += self.push("")
-        if self._state == self._outside and self._text:
-            _say(pieces, self._text)
+        if self._state == self._beyond and (gap := self._reading.gap.match(self._text, 0)):
+            self._text = self._text[gap.end() :]
+        _say(pieces, self._text)
         self._text = ""
         return pieces
 
