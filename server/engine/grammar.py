@@ -6,20 +6,26 @@ so that no expression backtracks). No torch: masks are bit fields of the vocabul
 
 from __future__ import annotations
 
+import time
+
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from server.engine.errors import GrammarTooComplex
 
-# One step of one answer may cost a few milliseconds at most, since others wait for it; memory is
-# bounded by the lexer's states, of 1 to 2 kB each.
+# Of one step of one answer; memory is bounded by the lexer's states, of 1 to 2 kB each.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=60_000,
     step_max_items=30_000,
+    max_items_in_row=2_500,  # a schema of 600 optional properties has 2,400
     max_lexer_states=20_000,
     max_grammar_size=500_000,
     verbose_errors=False,
 )
+# What an answer may take of the engine's time for its grammar: others wait meanwhile. Ambiguous
+# grammars take more with every token, unambiguous ones some 0.05 ms.
+CREDIT_S = 0.1
+SHARE_S = 0.001  # for each token
 
 
 class InvalidGrammar(Exception):
@@ -51,6 +57,7 @@ class GrammarState:
 
     def __init__(self, matcher: LLMatcher, mask: bytes) -> None:
         self._matcher = matcher
+        self._left_s = CREDIT_S
         self.mask = mask
 
     @property
@@ -60,10 +67,17 @@ class GrammarState:
 
     def advance(self, token_id: int) -> None:
         """``token_id`` has come. Raises GrammarTooComplex."""
+        started = time.thread_time()  # what others take of the machine is not this answer's fault
         self._matcher.consume_token(token_id)
         if not self._matcher.is_stopped():
             self.mask = self._matcher.compute_bitmask()
+        self._left_s += SHARE_S - (time.thread_time() - started)
         if self._matcher.is_error():
             raise GrammarTooComplex(
                 f"the answer cannot go on under its grammar: {self._matcher.get_error()}"
+            )
+        if self._left_s < 0:
+            raise GrammarTooComplex(
+                f"the grammar takes more than {1000 * SHARE_S:g} ms for each token of the answer; "
+                "make it less ambiguous"
             )

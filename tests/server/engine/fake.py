@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 from zlib import crc32
 
+from server.engine import scheduler
 from server.engine.engine import Engine
 from server.engine.errors import OutOfMemory
-from server.engine.request import Result, Sampled
+from server.engine.request import Result, Sampled, Scored, TokenLogprob
 from server.engine.scheduler import Chunk, SchedulerLimits
 from server.engine.spec import EngineSpec
 
@@ -26,6 +27,11 @@ Content = tuple[str | None, tuple[int, ...]]  # adapter, all tokens up to and wi
 def next_token(adapter: str | None, tokens: Rows[int]) -> int:
     """What the fake model answers, alone or in any batch."""
     return crc32(repr((adapter, tuple(tokens))).encode()) % VOCAB
+
+
+def prompt_score(adapter: str | None, tokens: Rows[int]) -> TokenLogprob:
+    """How likely the fake model finds the last of ``tokens`` behind the others."""
+    return TokenLogprob(tokens[-1], -float(next_token(adapter, tokens)))
 
 
 @dataclass
@@ -65,6 +71,7 @@ class FakeRunner:
         num_tokens = sum(c.num_tokens for c in chunks)
         self.batches.append([c.seq.request.request_id for c in chunks])
         self.num_tokens.append(num_tokens)
+        assert sum(len(c.scored) for c in chunks) <= scheduler.MAX_SCORED
         self.clock.now += self.step_s
         if num_tokens > self.max_tokens or self.hogs & names:
             self.num_out_of_memory += 1
@@ -76,7 +83,7 @@ class FakeRunner:
             raise RuntimeError("poisoned request")
         return [self._run(chunk, place) for chunk, place in zip(chunks, places, strict=True)]
 
-    def _run(self, chunk: Chunk, place: tuple[int, int] | None) -> Sampled | None:
+    def _run(self, chunk: Chunk, place: tuple[int, int] | None) -> Result:
         seq, size = chunk.seq, self.block_size
         adapter = seq.request.adapter
         assert (place is None) == (adapter is None)
@@ -89,7 +96,10 @@ class FakeRunner:
         for p in range(end):
             found = self.kv.get((seq.block_table[p // size], p % size))
             assert found == (adapter, tuple(tokens[: p + 1])), f"stale K/V at position {p}"
-        return Sampled(next_token(adapter, tokens)) if chunk.is_last else None
+        scores = tuple(prompt_score(adapter, tokens[: p + 2]) for p in chunk.scored)
+        if chunk.is_last:
+            return Sampled(next_token(adapter, tokens), prompt=scores)
+        return Scored(scores) if scores else None
 
     def write_adapter(self, first_row: int, adapter: PackedAdapter) -> None:
         packed = cast("FakePacked", adapter)

@@ -16,6 +16,7 @@ from server.engine.sampling import BLOCK, NUM_CANDIDATES, sample
 from server.engine.sequence import Sequence
 
 NUM_DRAWS = 4000
+PROMPT = (1, 2)
 SMALL, LARGE = 12, 3 * NUM_CANDIDATES + 7  # with and without room for a shortcut
 
 
@@ -27,7 +28,7 @@ def rows(num: int, generated: tuple[int, ...] = (), **params: Any) -> list[Seque
     made = []
     for seed in range(num):
         sampling = SamplingParams(max_tokens=10**6, **{"seed": seed, **params})
-        seq = Sequence(GenerationRequest("r", (1, 2), sampling), OutputText(lambda ids: ""), 0.0)
+        seq = Sequence(GenerationRequest("r", PROMPT, sampling), OutputText(lambda ids: ""), 0.0)
         seq.token_ids += generated
         made.append(seq)
     return made
@@ -46,6 +47,11 @@ def exact(logits: Tensor, generated: tuple[int, ...], **params: Any) -> Tensor:
     """The distribution by the published formulas, one token after the other, in float64."""
     p = SamplingParams(max_tokens=1, **params)
     adjusted = logits.double().clone()
+    for token, bias in p.logit_bias:
+        adjusted[token] += bias
+    for token in {*PROMPT, *generated}:
+        is_likely = adjusted[token] > 0
+        adjusted[token] *= p.repetition_penalty ** (-1 if is_likely else 1)
     for token, count in Counter(generated).items():
         adjusted[token] -= count * p.frequency_penalty + p.presence_penalty
     probs = torch.softmax(adjusted / p.temperature, dim=-1)
@@ -91,6 +97,9 @@ RULES: list[dict[str, Any]] = [
     {"temperature": 1.0, "presence_penalty": 1.5, "frequency_penalty": 0.4},
     {"temperature": 1.0, "presence_penalty": -1.0, "top_p": 0.9},
     {"temperature": 1.2, "top_k": NUM_CANDIDATES + 50},
+    {"temperature": 1.0, "repetition_penalty": 1.7},
+    {"temperature": 1.0, "repetition_penalty": 0.6, "presence_penalty": 0.5},
+    {"temperature": 1.0, "logit_bias": ((3, 1.5), (0, -100.0), (5, -0.7)), "top_p": 0.9},
 ]
 
 

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from server.engine import scheduler
 from server.engine.engine import Engine
 from server.engine.errors import AdapterInUse, UnknownAdapter
-from server.engine.request import Delta, GenerationRequest, SamplingParams, Share
+from server.engine.request import Delta, GenerationRequest, SamplingParams, Share, TokenLogprob
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stream import AnswerStream
 from tests.server.engine.fake import (
@@ -25,6 +27,7 @@ from tests.server.engine.fake import (
     add_fake_adapter,
     fake_engine,
     next_token,
+    prompt_score,
     run_to_idle,
     step,
 )
@@ -53,6 +56,14 @@ def greedy(request: GenerationRequest) -> list[int]:
     return tokens[len(request.prompt_ids) :]
 
 
+def scores(request: GenerationRequest) -> tuple[TokenLogprob | None, ...]:
+    """What the request must hear of its prompt."""
+    if request.sampling.prompt_logprobs is None:
+        return ()
+    ends, prompt = range(2, len(request.prompt_ids) + 1), request.prompt_ids
+    return (None, *(prompt_score(request.adapter, prompt[:end]) for end in ends))
+
+
 operation = st.one_of(
     *[  # as often as all others together
         st.tuples(
@@ -61,6 +72,7 @@ operation = st.one_of(
             st.lists(st.integers(1, 2), min_size=1, max_size=24),  # few tokens: shared prefixes
             st.integers(1, 20),
             st.sampled_from(TENANTS),
+            st.sampled_from((None, None, 0)),
         )
     ]
     * 4,
@@ -76,9 +88,9 @@ operation = st.one_of(
 )
 
 GREEDY_FIRST: list[tuple[object, ...]] = [
-    *[("submit", None, [1, 2] * i, 20, Share("greedy")) for i in range(1, 6)],
+    *[("submit", None, [1, 2] * i, 20, Share("greedy"), None) for i in range(1, 6)],
     ("step", 4),
-    *[("submit", None, [2, 1] * i, 20, Share("small")) for i in range(1, 4)],
+    *[("submit", None, [2, 1] * i, 20, Share("small"), 0) for i in range(1, 4)],
     ("step", 1),
 ]
 
@@ -101,9 +113,14 @@ class Interleaving:
         await getattr(self, f"do_{op[0]}")(*op[1:])
 
     async def do_submit(
-        self, alias: str | None, prompt: list[int], max_tokens: int, share: Share
+        self,
+        alias: str | None,
+        prompt: list[int],
+        max_tokens: int,
+        share: Share,
+        prompt_logprobs: int | None,
     ) -> None:
-        sampling = SamplingParams(max_tokens=max_tokens, temperature=0)
+        sampling = SamplingParams(max_tokens, temperature=0, prompt_logprobs=prompt_logprobs)
         name, adapter = f"r{len(self.accepted)}", None if alias is None else self.key(alias)
         request = GenerationRequest(name, tuple(prompt), sampling, adapter, share)
         try:
@@ -158,6 +175,9 @@ class Interleaving:
         assert deltas[-1] is finals[0], "nothing follows the terminal event"
         tokens = [t for d in deltas for t in d.token_ids]
         expected = greedy(item.request)
+        if tokens:
+            assert deltas[0].prompt_logprobs == scores(item.request), "its prompt's, said once"
+            assert not any(d.prompt_logprobs for d in deltas[1:])
         assert tokens == expected[: len(tokens)], "stream order is generation order"
         name, last = item.request.request_id, finals[0]
         if last.finish_reason == "error":
@@ -180,7 +200,8 @@ class Interleaving:
         assert max(self.runner.num_tokens, default=0) <= MAX_BATCHED_TOKENS
 
 
-def test_invariants_hold_under_random_interleavings() -> None:
+def test_invariants_hold_under_random_interleavings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MAX_SCORED", 5)
     seen = Counter[str]()
 
     async def scenario(
