@@ -159,6 +159,7 @@ class Server:
             "answers": self.feedback.trouble,
             "audit": self.audit.trouble,
             "responses": self.responses.trouble,
+            "response_journal": self.responses.journal_trouble,
             "jobs": self.jobs.trouble,
         }
 

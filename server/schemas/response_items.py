@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
+from artifacts.chat_messages import PART_SEPARATOR
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
+from server.json_values import JsonObject
 
 MAX_ITEMS = 8192
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -33,8 +35,8 @@ class TextContent(StrictBody):
     type: Literal["input_text", "output_text"]
     text: Text
     annotations: Annotated[Any, neutral([])] = None
-    logprobs: Any = Field(None, description="of an answer that is sent back; not read")
-    prompt_cache_breakpoint: Any = Field(None, description="a hint; changes nothing")
+    logprobs: Any = Field(None, exclude=True, description="of an answer; not read")
+    prompt_cache_breakpoint: Any = Field(None, exclude=True, description="a hint; not read")
 
 
 TextParts = list[Annotated[TextContent, _only("Parts", "input_text", "output_text")]]
@@ -44,7 +46,7 @@ def text_of(content: str | list[TextContent]) -> str:
     """The text of a message or of a function's output."""
     if isinstance(content, str):
         return content
-    return "".join(part.text for part in content)
+    return PART_SEPARATOR.join(part.text for part in content)
 
 
 class MessageItem(StrictBody):
@@ -70,7 +72,7 @@ class CallItem(StrictBody):
     namespace: Annotated[Any, neutral()] = None
     caller: Annotated[Any, neutral({"type": "direct"})] = None
     async_: Annotated[Any, neutral(False)] = Field(None, alias="async")
-    created_by: Any = Field(None, description="written by other servers; not read")
+    created_by: Any = Field(None, exclude=True, description="of other servers; not read")
 
 
 class CallOutputItem(StrictBody):
@@ -81,10 +83,10 @@ class CallOutputItem(StrictBody):
     status: Status | None = None
     call_id: Text = Field(min_length=1, max_length=128)
     output: OneOrMany[Text, TextParts]
-    name: Any = Field(None, description="the call says it; not read")
+    name: Any = Field(None, exclude=True, description="the call says it; not read")
     namespace: Annotated[Any, neutral()] = None
     caller: Annotated[Any, neutral({"type": "direct"})] = None
-    created_by: Any = Field(None, description="written by other servers; not read")
+    created_by: Any = Field(None, exclude=True, description="of other servers; not read")
 
 
 class ThoughtContent(StrictBody):
@@ -138,7 +140,7 @@ class FunctionTool(StrictBody):
     type: Literal["function"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = Field(None, description="arguments always follow the schema")
     defer_loading: Annotated[Any, neutral(False)] = None
     allowed_callers: Annotated[Any, neutral(["direct"])] = None
@@ -185,7 +187,7 @@ class FlatJsonSchema(StrictBody):
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: Text | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     strict: bool | None = None
 
 

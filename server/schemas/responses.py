@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, model_validator
 
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
+from server.json_values import JsonObject
 from server.schemas.response_items import (
     MAX_ITEMS,
     InputItem,
@@ -64,7 +65,7 @@ class ResponsesRequest(SamplingFields):
     thinking_token_budget: int | None = Field(
         None, ge=0, lt=INT31, description="tokens that a reasoning model may think, exactly"
     )
-    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+    chat_template_kwargs: JsonObject | None = Field(
         None, description="variables for the base's chat template"
     )
 

@@ -78,7 +78,7 @@ class ResponseStore:
         self._noting = threading.Lock()  # pending and journal say the same
         self._flushing = threading.Lock()
         self.trouble = Trouble("responses cannot be stored; they wait in memory")
-        self._journal_trouble = Trouble("stored responses would not survive a crash")
+        self.journal_trouble = Trouble("stored responses would not survive a crash")
 
     def put(self, stored: StoredResponse) -> bool:
         """Keep it; False where the database has been failing for too long."""
@@ -90,9 +90,9 @@ class ResponseStore:
             try:
                 self._journal.append(asdict(stored))
             except OSError as error:  # it is kept all the same, unless the process is killed
-                self._journal_trouble.begin(error)
+                self.journal_trouble.begin(error)
             else:
-                self._journal_trouble.end()
+                self.journal_trouble.end()
         return True
 
     def get(self, response_id: str, owner: str) -> StoredResponse:

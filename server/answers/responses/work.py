@@ -41,8 +41,6 @@ PREVIOUS = "previous_response_id"
 _CHAIN: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 _OWN = {"n", "stream", "stream_options", "metadata"}  # which mean nothing to a prompt or a token
 _SAME = {*SamplingFields.model_fields} - _OWN | {
-    "top_logprobs",
-    "parallel_tool_calls",
     "thinking_token_budget",
     "chat_template_kwargs",
 }
@@ -69,6 +67,7 @@ async def response_work(
     fields |= {
         "max_tokens": body.max_output_tokens,
         "logprobs": body.has_logprobs,
+        "top_logprobs": body.top_logprobs if body.has_logprobs else None,
         "response_format": None if body.text is None else _format(body.text.format),
         **_shared(body),
     }
@@ -192,7 +191,7 @@ def _in_other_words(origins: Sequence[str]) -> Iterator[None]:
             raise
         param = _origin(problem.param, origins)
         message = re.sub(r"\bmax_tokens\b", "max_output_tokens", problem.message)
-        if not param.startswith(("input", PREVIOUS)):
+        if problem.param != "messages":
             message = message.replace(problem.param, param)
         raise ApiError(
             problem.status,
