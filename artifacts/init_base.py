@@ -139,6 +139,7 @@ def init_base(
 
 def _write_config(shape: str, folder: Path, source: Path, dtype: str) -> Any:
     from transformers import AutoConfig, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -156,7 +157,8 @@ def _write_config(shape: str, folder: Path, source: Path, dtype: str) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = AutoConfig.for_model(**values, **special, dtype=dtype)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[values["model_type"]]
+    config = AutoConfig.for_model(**values, **special, dtype=dtype, architectures=[architecture])
     config.save_pretrained(folder)
     GenerationConfig(**special).save_pretrained(folder)
     return config

@@ -47,15 +47,14 @@ def cached_base(shape: str, home: Home) -> Path:
 
 
 def _open_up(folder: Path) -> None:
-    """What other servers need, see above; transformers serve wants its class's name, too."""
+    """What other servers need, see above."""
     config = _read(folder / "config.json")
     tokenizer = with_all_ids(_read(folder / "tokenizer.json"), config["vocab_size"])
     write_json(folder / "tokenizer.json", tokenizer)
     generation = _read(folder / "generation_config.json")
     write_json(folder / "generation_config.json", generation | {"eos_token_id": None})
     (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
-    named = {"architectures": [f"{config['model_type'].capitalize()}ForCausalLM"]}
-    write_json(folder / "config.json", config | named | {"eos_token_id": None})
+    write_json(folder / "config.json", config | {"eos_token_id": None})
 
 
 def is_shape(config: Any, shape: str) -> bool:
