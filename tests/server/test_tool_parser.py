@@ -143,8 +143,9 @@ def test_a_named_function_ends_with_stop() -> None:
 
 
 FRAGMENTS = [
-    *("<tool_call>", "</tool_call>", "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<|python_tag|>"),
-    *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "function<｜tool▁sep｜>f", "```json\n", "\n```"),
+    *("<tool_call>", "</tool_call>", "<|python_tag|>", "```json\n", "\n```"),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "function<｜tool▁sep｜>f"),
+    *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     *('{"name": "f"', ', "arguments": ', ', "parameters": ', '{"name": "x', "{}", '{"a": "', '"}'),
     *("{", "}", "[", "]", '"', "\\", "f", "<", "｜", ";", "\n", " ", "text ", "你好", "\x1f"),
 ]

@@ -30,7 +30,8 @@ def answer_constraint(
     """What the answer may be, None for anything. ``wanted`` is its form where it is no call.
 
     Raises:
-        ApiError: a function's parameters are none that arguments can be held to.
+        ApiError: a function's parameters are none that arguments can be held to, or ``wanted`` and
+            the base's calls cannot be told apart.
     """
     if not offer.callable:
         return wanted or _no_call(form, literal)
@@ -40,6 +41,12 @@ def answer_constraint(
     if offer.must_call:
         return Constraint("\n".join([f"start: {_series(form, offer, literal)}", *rules]), "tools")
     if wanted is not None:
+        if not form.reading.mark:
+            message = (
+                "This base writes calls as plain JSON, which no form of an answer can be told "
+                f"from: send {wanted.param} with tool_choice none, or tools without it."
+            )
+            raise ApiError(400, message, param=wanted.param, code="invalid_combination")
         rules.append(f"start: {_series(form, offer, literal)} | @wanted")
         named = [("answer", "\n".join(rules)), ("wanted", wanted.lark)]
         grammars = [{"name": name, "lark_grammar": lark} for name, lark in named]
@@ -60,10 +67,13 @@ def _no_call(form: ToolFormat, literal: Literal) -> Constraint | None:
     mark = form.reading.mark
     if not mark:
         return None
+    return Constraint(f"start: TEXT\nTEXT: {_text_without(mark, literal)}", "tool_choice")
+
+
+def _text_without(mark: str, literal: Literal) -> str:
     if _is_token(mark, literal):  # which no text can say
-        return Constraint(f"start: TEXT\nTEXT: {ANY_TEXT}", "tool_choice")
-    without = rf"{ANY_TEXT} & ~/(.|\n)*{re.escape(mark)}(.|\n)*/"
-    return Constraint(f"start: TEXT\nTEXT: {without}", "tool_choice")
+        return ANY_TEXT
+    return rf"{ANY_TEXT} & ~/(.|\n)*{re.escape(mark)}(.|\n)*/"
 
 
 def _running_text(form: ToolFormat, offer: Offer, literal: Literal) -> Iterator[str]:
@@ -73,14 +83,12 @@ def _running_text(form: ToolFormat, offer: Offer, literal: Literal) -> Iterator[
         yield f"start: {_series(form, offer, literal)} | TEXT"
         yield f"TEXT: {NO_OBJECT}"
         return
-    count = "*" if offer.is_parallel else "?"
     rest = _series(form, offer, literal, has_mark=False)
-    if _is_token(mark, literal):
-        yield f"lead: TEXT {literal(mark)}"
-    else:
-        yield f"lead[lazy]: TEXT {literal(mark)}"
-    yield f"start: (lead {rest}){count} TEXT"
+    how = "" if _is_token(mark, literal) else "[lazy]"
+    yield f"start: (lead {rest}){'*' if offer.is_parallel else '?'} LAST"
+    yield f"lead{how}: TEXT {literal(mark)}"
     yield f"TEXT: {ANY_TEXT}"
+    yield f"LAST: {ANY_TEXT if offer.is_parallel else _text_without(mark, literal)}"
 
 
 def _series(form: ToolFormat, offer: Offer, literal: Literal, *, has_mark: bool = True) -> str:
