@@ -22,7 +22,16 @@ from tests.server import clients
 from tests.server.clients import RawClient, counts, num_aborted
 from tests.server.conftest import Live, Publish, serving, wait_until
 from tests.server.fakes import FakeEngine, Script
-from tests.server.responses import BASE, CALL, TOOL, URL, Recorder, Understanding, understand
+from tests.server.responses import (
+    BASE,
+    CALL,
+    TOOL,
+    URL,
+    NoGrammars,
+    Recorder,
+    Understanding,
+    understand,
+)
 
 
 @pytest.fixture
@@ -183,12 +192,6 @@ def test_an_answer_is_parsed_into_a_pydantic_model(
     assert response.text.format.type == "json_schema"
     with ai.responses.stream(model=BASE, input="hi", text_format=Order) as stream:
         assert stream.get_final_response().output_parsed == Order(number=7)
-
-
-class NoGrammars:
-    async def constrain(self, sampling: Any, constraint: Any) -> Any:
-        assert constraint is not None
-        return sampling
 
 
 def test_a_tools_loop_by_items_that_are_sent_back(
