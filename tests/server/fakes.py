@@ -114,7 +114,8 @@ class FakeStream:
         if (num := self.request.sampling.top_logprobs) is not None:
             top = tuple((token + i, -0.5 - i) for i in range(num))
             logprobs = (TokenLogprob(token, -0.5, top),)
-        text = text_of([token])
+        texts, at = self.engine.script.texts, self.num_generated - 1
+        text = texts[at] if at < len(texts) else text_of([token])
         name = self.request.request_id
         return Delta(name, text, (token,), logprobs, finish_reason, prompt_logprobs=scored)
 
