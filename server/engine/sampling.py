@@ -101,9 +101,11 @@ def _constrain(row: Tensor, seq: Sequence, mask: bytes) -> None:
 
 
 def _forbid_end(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
-    """Keep the answer from ending before its minimum length, unless nothing else may follow."""
+    """Keep the answer from ending before its minimum length, unless nothing else may follow, and
+    inside thoughts behind which it has to have a form."""
     sampling = seq.request.sampling
-    if seq.num_generated >= sampling.min_tokens:
+    is_formless = seq.grammar is not None and seq.is_thinking
+    if seq.num_generated >= sampling.min_tokens and not is_formless:
         return False
     banned = [t for t in eos_token_ids | sampling.stop_token_ids if t < row.shape[0]]
     kept = row[banned]
