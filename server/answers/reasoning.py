@@ -120,8 +120,8 @@ class ThoughtParser:
 
     def _beginning(self, pieces: list[Piece]) -> bool:
         """Nothing has come but perhaps the first mark, and line breaks inside the thoughts."""
-        if START.startswith(self._text):
-            return False  # nothing, or the beginning of the mark
+        if len(self._text) < len(START) and START.startswith(self._text):
+            return False
         if self._text.startswith(START):
             self._is_open = True
             self._text = self._text[len(START) :]
