@@ -62,10 +62,8 @@ def stored(number: int, previous: int | None = None, owner: str = "a") -> Stored
 def failing(database: Database, error: StorageError) -> Iterator[None]:
     """Nothing can be written, nothing read."""
 
-    @contextmanager
-    def fail() -> Iterator[Any]:
+    def fail() -> Any:
         raise error
-        yield
 
     whole = database.session, database.reading
     database.session = database.reading = fail  # type: ignore[method-assign]

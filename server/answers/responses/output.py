@@ -131,12 +131,11 @@ class Output:
 
     def add(self, part: Part) -> Iterator[Event]:
         """What has been understood of the answer's text."""
-        self._held += self._show(part.logprobs)
+        if self._is_of_text(part):
+            self._held += self._show(part.logprobs)
         for piece in part.pieces:
             yield from self._add(piece)
         if part.pieces and not isinstance(part.pieces[-1], Said):
-            self._held = []  # of thoughts and calls
-        elif not part.pieces and isinstance(self._open, ThoughtItem | FunctionCall):
             self._held = []
 
     def end(self, *, is_cut: bool) -> Iterator[Event]:
@@ -163,6 +162,12 @@ class Output:
             case CallArguments(_, text):
                 assert isinstance(self._open, FunctionCall)
                 yield self._open.add(text)
+
+    def _is_of_text(self, part: Part) -> bool:
+        """Whether its tokens are the text's; those without a piece may be held back of it."""
+        if part.pieces:
+            return any(isinstance(piece, Said) for piece in part.pieces)
+        return not isinstance(self._open, ThoughtItem | FunctionCall)
 
     def _say(self, text: str) -> Iterator[Event]:
         if not isinstance(self._open, TextItem):
