@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 
+from server.document.build import document
 from server.errors import install_error_handlers
 from server.middleware import (
     BodyLimitMiddleware,
@@ -57,6 +59,7 @@ def create_app(server: Server) -> FastAPI:
         title="Loraloop",
         version="0.1.0",
         lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # to an absolute URL, which behind a proxy is somebody else's
     )
     app.state.server = server
@@ -68,6 +71,8 @@ def create_app(server: Server) -> FastAPI:
     app.add_middleware(RequestIdMiddleware)
     for module in ROUTES:
         app.include_router(module.router)
+    # FastAPI's own way to replace the document.
+    app.openapi = partial(document, app, server.settings, server.base.id)  # type: ignore[method-assign]
     return app
 
 

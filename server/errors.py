@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 
 from artifacts import errors as artifact_errors
 from artifacts.storage import storage_error
@@ -200,8 +201,18 @@ async def _http(request: Request, error: Exception) -> Response:
         message = "The request body is larger than this server accepts (LORALOOP_MAX_BODY_BYTES)."
     elif error.status_code == 400 and message == "There was an error parsing the body":
         message = "The request body is not valid JSON in UTF-8."
-    api_error = ApiError(error.status_code, message, code=code, headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    api_error = ApiError(error.status_code, message, code=code, headers=headers)
     return error_response(api_error, request)
+
+
+def _methods(request: Request) -> set[str]:
+    """All methods of the path; Starlette names those of the first route that fits."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in fitting for method in route.methods or ()} - {"HEAD"}
 
 
 def unforeseen(request: Request, error: BaseException) -> Response:

@@ -95,7 +95,7 @@ class KeyMiddleware:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (guard := _guard_of(scope["path"])) is not None:
+        if scope["type"] == "http" and (guard := guard_of(scope["path"])) is not None:
             request = Request(scope)
             try:
                 await guard(request)
@@ -105,7 +105,8 @@ class KeyMiddleware:
         await self.app(scope, receive, send)
 
 
-def _guard_of(path: str) -> Guard | None:
+def guard_of(path: str) -> Guard | None:
+    """Who may ask this path; None for what is open."""
     return next((guard for prefix, guard in GUARDS if path.startswith(prefix)), None)
 
 

@@ -6,6 +6,7 @@ the server keeps for itself.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from artifacts.errors import AdapterRejected, NotFound
@@ -31,7 +32,8 @@ class AllowedPlaces:
         candidates = [path] if path.is_absolute() else [root / path for root in self.roots]
         real = [contained(candidate, self.roots) for candidate in candidates]
         for place in real:
-            if place.exists():
+            if os.path.exists(place):  # False also for a name longer than any can be
                 return place
         listed = " or ".join(str(root) for root in self.roots)
-        raise NotFound(f"There is nothing at {text!r} under {listed}.")
+        shown = text if len(text) <= 200 else text[:200] + "…"
+        raise NotFound(f"There is nothing that can be read at {shown!r} under {listed}.")

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-_ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"], "description": "the field at fault"},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
+ERROR_REF = {"$ref": "#/components/schemas/Error"}  # server.document.replies
 
 
 def error(description: str) -> dict[str, Any]:
     """An error answer in OpenAI's shape."""
     return {
         "description": description,
-        "content": {"application/json": {"schema": _ERROR_SCHEMA}},
+        "content": {"application/json": {"schema": ERROR_REF}},
     }
 
 
@@ -39,6 +24,12 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     429: error("Too much is running; `Retry-After` says when to come back."),
     500: error("A failure of the server; `x-request-id` finds it in the log."),
     503: error("Starting or shutting down."),
+}
+
+# Of the operator's routes.
+OPERATORS: dict[int | str, dict[str, Any]] = {
+    403: error("This key, or a request from this place, may not."),
+    507: error("No space, or a disk that takes no writes; nothing of the request was stored."),
 }
 
 _HEADERS = {
