@@ -226,11 +226,3 @@ def test_a_deadline_of_the_client_is_kept(client: Any) -> None:
         client.chat.completions.create(**long, extra_headers={"x-request-timeout": "0.05"})
     assert late.value.status_code == 408
     assert late.value.code == "request_timeout"
-
-
-def test_nobody_listens_there() -> None:
-    with (
-        OpenAI(base_url="http://127.0.0.1:9/v1", api_key="none", max_retries=0) as nobody,
-        pytest.raises(openai.APIConnectionError),
-    ):
-        nobody.models.list()
