@@ -25,13 +25,13 @@ class TokenText:
         text = str(self._tokenizer.decode([token_id], skip_special_tokens=False))
         if REPLACEMENT not in text:
             return text, tuple(text.encode())
-        raw = _raw_bytes(str(self._tokenizer.convert_ids_to_tokens(token_id)))
+        raw = raw_bytes(str(self._tokenizer.convert_ids_to_tokens(token_id)))
         if raw is None:
             return text, tuple(text.encode())
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), tuple(raw)
 
 
-def _raw_bytes(token: str) -> bytes | None:
+def raw_bytes(token: str) -> bytes | None:
     """The bytes behind a vocabulary entry of a byte-level or byte-fallback tokenizer."""
     if match := _BYTE_TOKEN.fullmatch(token):
         return bytes([int(match[1], 16)])

@@ -16,6 +16,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from server.answers.grammars.constraint import Constraint
+from server.answers.grammars.vocabulary import read_vocabulary
 from server.engine.grammar import Grammar, InvalidGrammar
 from server.engine.request import SamplingParams
 from server.errors import ApiError
@@ -109,9 +110,7 @@ class GrammarCompiler:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        """As llguidance.hf.from_tokenizer, without setting options on the tokenizer in use."""
-        text = self._hf_tokenizer.backend_tokenizer.to_str()
-        return LLTokenizer(text, n_vocab=self._vocab_size, eos_token=self._eos_token_ids)
+        return read_vocabulary(self._hf_tokenizer, self._vocab_size, self._eos_token_ids)
 
     @cached_property
     def _special(self) -> dict[str, int]:
