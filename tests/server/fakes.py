@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -251,6 +252,11 @@ class FakeRenderer:
         text = "".join(message["content"] for message in messages)
         self.num_rendered += 1
         return [*ids_of(text), 2]
+
+    def render_text(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """Calls as Hermes' template writes them, and nothing else."""
+        calls = [call["function"] for message in messages for call in message.get("tool_calls", ())]
+        return "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls)
 
 
 @dataclass
