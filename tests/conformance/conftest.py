@@ -36,9 +36,10 @@ class Real:
 
     url: str
     server: Server
+    http: httpx.Client
 
-    def post(self, path: str, body: dict[str, Any], **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return self.http.post(path, json=body)
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +51,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     config = folder / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": 16 * 16}))
     server = build_server(settings, Home.open(settings.home), [(POET, folder)])
-    with serving(create_app(server)) as live:
-        yield Real(live.url, server)
+    with (
+        serving(create_app(server)) as live,
+        httpx.Client(base_url=live.url, timeout=60) as http,
+    ):
+        yield Real(live.url, server, http)
     server.database.close()
 
 
