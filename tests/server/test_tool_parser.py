@@ -163,7 +163,7 @@ def answers(draw: st.DrawFn, name: str) -> list[str]:
 
 @pytest.mark.parametrize("is_certain", [True, False])
 @pytest.mark.parametrize("name", FORMS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_pieces_do_not_depend_on_where_the_text_is_cut(
     name: str, is_certain: bool, data: st.DataObject
