@@ -71,6 +71,9 @@ OneOrMany = Annotated[
 ]
 
 
+REFUSED = "x-refused"  # in a schema: why
+
+
 @dataclass(frozen=True)
 class Neutral:
     """A parameter that this server does not support: only values that change nothing pass."""
@@ -93,7 +96,11 @@ class Neutral:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {"enum": [*self.values, None], "description": f"Refused: {self.because}."}
+        return {
+            "enum": [*self.values, None],
+            "description": f"Refused: {self.because}.",
+            REFUSED: self.because,
+        }
 
 
 def neutral(*values: Any, because: str = "leave it out") -> Neutral:

@@ -35,8 +35,13 @@ _UNLOAD: dict[int | str, dict[str, Any]] = {
 class LoadLoraAdapter(StrictBody):
     """vLLM's body. ``lora_path`` is a PEFT folder on the server."""
 
-    lora_name: Text = Field(max_length=256, examples=["support"])
-    lora_path: Text = Field(min_length=1, max_length=4096, examples=["incoming/support"])
+    lora_name: Text = Field(max_length=256, description="the adapter's", examples=["support"])
+    lora_path: Text = Field(
+        min_length=1,
+        max_length=4096,
+        description="a PEFT folder on the server, under its home or LORALOOP_ADAPTER_ROOT",
+        examples=["incoming/support"],
+    )
     load_inplace: bool | None = Field(
         None, description="true: the name answers with this version from now on"
     )
@@ -46,7 +51,12 @@ class LoadLoraAdapter(StrictBody):
 class UnloadLoraAdapter(StrictBody):
     """vLLM's body. ``lora_name`` is a name, meaning all its versions, or one version."""
 
-    lora_name: Text = Field(min_length=1, max_length=512, examples=["support"])
+    lora_name: Text = Field(
+        min_length=1,
+        max_length=512,
+        description="a name, meaning all its versions, or one version",
+        examples=["support"],
+    )
     lora_int_id: Annotated[int | None, neutral(because="lora_name alone says which")] = None
 
 

@@ -22,17 +22,30 @@ class ChatRequest(SamplingFields, CompatibleFields):
     messages: list[Message] = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
+        description="the chat so far; the base's template renders it",
         examples=[[{"role": "user", "content": "Where is my order?"}]],
     )
-    max_tokens: int | None = Field(None, ge=1, lt=INT31)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=INT31)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_tokens: int | None = Field(
+        None, ge=1, lt=INT31, description="what is left of the context if left out; thoughts count"
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, lt=INT31, description="the same")
+    logprobs: bool | None = Field(
+        None, description="of the answer's tokens, under the model's own distribution"
+    )
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="likeliest tokens shown beside each"
+    )
 
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ToolChoice | None = None
+    tools: list[Tool] | None = Field(
+        None, max_length=MAX_TOOLS, description="functions that may be called"
+    )
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto where there are tools; required and a named one force a call"
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
-    response_format: ResponseFormat | None = None
+    response_format: ResponseFormat | None = Field(
+        None, description="the form of the answer, held token by token"
+    )
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="how many tokens a reasoning model may think"
     )
@@ -49,8 +62,8 @@ class ChatRequest(SamplingFields, CompatibleFields):
         None, description="the answer goes on where the last message stops"
     )
 
-    functions: Annotated[Any, neutral([])] = None
-    function_call: Annotated[Any, neutral("none", "auto")] = None
+    functions: Annotated[Any, neutral([], because="send tools")] = None
+    function_call: Annotated[Any, neutral("none", "auto", because="send tool_choice")] = None
     modalities: Annotated[Any, neutral(["text"])] = None
     audio: Annotated[Any, neutral()] = None
     prediction: Annotated[Any, neutral()] = None

@@ -32,10 +32,16 @@ class Message(StrictBody):
     """One message of a chat. The base's template decides which roles it can render."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: OneOrMany[Text, list[TextPart]] | None = None
-    reasoning_content: Text | None = None
-    tool_calls: list[JsonObject] | None = None
-    tool_call_id: Text | None = None
+    content: OneOrMany[Text, list[TextPart]] | None = Field(
+        None, description="a text, or text parts"
+    )
+    reasoning_content: Text | None = Field(
+        None, description="thoughts of an earlier answer; the template decides what it shows"
+    )
+    tool_calls: list[JsonObject] | None = Field(
+        None, description="calls of an earlier answer, as it held them"
+    )
+    tool_call_id: Text | None = Field(None, description="the call that this result belongs to")
     name: Text | None = Field(
         None, max_length=256, description="of the speaker; refused where the template drops it"
     )

@@ -38,28 +38,38 @@ _NO_CONVERSATIONS = "name the previous response in previous_response_id"
 class ResponsesRequest(SamplingFields):
     """OpenAI's body, with vLLM's extensions."""
 
-    input: Input = Field(examples=["Where is my order?"])
+    input: Input = Field(description="a text, or items", examples=["Where is my order?"])
     instructions: Text | None = Field(
         None, description="a system message before all others; not carried over to a next response"
     )
     previous_response_id: ResponseId | None = Field(
         None, description="its input and output, and what it goes on from, come before the input"
     )
-    max_output_tokens: int | None = Field(None, ge=1, lt=INT31)
+    max_output_tokens: int | None = Field(
+        None, ge=1, lt=INT31, description="what is left of the context if left out; thoughts count"
+    )
     max_tool_calls: int | None = Field(
         None, ge=1, description="of built-in tools, of which there are none"
     )
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    top_logprobs: int | None = Field(
+        None, ge=0, le=MAX_TOP_LOGPROBS, description="likeliest tokens shown beside each"
+    )
     include: list[Includable] | None = Field(
         None,
         max_length=32,
         description=f"{LOGPROBS} adds log-probabilities; the others name what there never is here",
     )
-    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ResponseToolChoice | None = None
+    tools: list[ResponseTool] | None = Field(
+        None, max_length=MAX_TOOLS, description="functions that may be called"
+    )
+    tool_choice: ResponseToolChoice | None = Field(
+        None, description="auto where there are tools; required and a named one force a call"
+    )
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call")
-    text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = Field(None, description="the form of the answer's text")
+    reasoning: ReasoningOptions | None = Field(
+        None, description="how long a reasoning model may think"
+    )
     store: bool | None = Field(None, description="kept unless it is false")
 
     thinking_token_budget: int | None = Field(
@@ -107,14 +117,16 @@ class InputTokensRequest(StrictBody):
     model: Text | None = Field(
         None, min_length=1, max_length=512, description="all models here count alike"
     )
-    input: Input | None = None
-    instructions: Text | None = None
-    previous_response_id: ResponseId | None = None
-    tools: list[ResponseTool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ResponseToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
+    input: Input | None = Field(None, description="as in a response")
+    instructions: Text | None = Field(None, description="as in a response")
+    previous_response_id: ResponseId | None = Field(None, description="as in a response")
+    tools: list[ResponseTool] | None = Field(
+        None, max_length=MAX_TOOLS, description="as in a response"
+    )
+    tool_choice: ResponseToolChoice | None = Field(None, description="as in a response")
+    parallel_tool_calls: bool | None = Field(None, description="as in a response")
+    text: TextOptions | None = Field(None, description="as in a response")
+    reasoning: ReasoningOptions | None = Field(None, description="as in a response")
     conversation: Annotated[Any, neutral(because=_NO_CONVERSATIONS)] = None
     truncation: Annotated[Any, neutral("disabled", because="leave out items yourself")] = None
     personality: Annotated[Any, neutral()] = None

@@ -31,35 +31,63 @@ Metadata = Annotated[
 class StreamOptions(StrictBody):
     """Options of a streamed answer."""
 
-    include_usage: bool | None = None
+    include_usage: bool | None = Field(
+        None, description="a last chunk with the usage, null in the others"
+    )
     include_obfuscation: Annotated[bool | None, neutral(False)] = None
 
 
 class SamplingFields(StrictBody):
     """What both kinds of completions share."""
 
-    model: Text = Field(min_length=1, max_length=512, examples=["loraloop-embedded"])
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
+    model: Text = Field(
+        min_length=1,
+        max_length=512,
+        examples=["loraloop-embedded"],
+        description="the base, an adapter (name, name@3, name@alias), or what a job returned",
+    )
+    stream: bool | None = Field(None, description="server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="with stream: true only")
+    temperature: float | None = Field(None, ge=0, le=2, description="1 if left out; 0 is greedy")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="1 if left out: keeps the likeliest tokens up to this mass"
+    )
     top_k: int | None = Field(None, ge=-1, lt=INT31, description="0 or -1 keeps all")
-    min_p: float | None = Field(None, ge=0, le=1)
-    min_tokens: int | None = Field(None, ge=0, lt=INT31)
-    ignore_eos: bool | None = None
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
-    stop: OneOrMany[StopText, StopTexts] | None = None
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=MAX_STOP_TOKEN_IDS)
-    n: int | None = Field(None, ge=1)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="keeps tokens at least that likely beside the likeliest"
+    )
+    min_tokens: int | None = Field(
+        None, ge=0, lt=INT31, description="before these no token ends the answer"
+    )
+    ignore_eos: bool | None = Field(None, description="the base's own ends do not end the answer")
+    seed: int | None = Field(
+        None,
+        ge=-INT64,
+        lt=INT64,
+        description="the same seed draws the same answer; further choices count on from it",
+    )
+    stop: OneOrMany[StopText, StopTexts] | None = Field(
+        None, description="texts that end the answer; they are not shown"
+    )
+    stop_token_ids: list[TokenId] | None = Field(
+        None, max_length=MAX_STOP_TOKEN_IDS, description="token ids that end the answer"
+    )
+    n: int | None = Field(None, ge=1, description="answers to each prompt, at most LORALOOP_MAX_N")
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="OpenAI's formula, over tokens of the answer"
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="OpenAI's formula, over tokens of the answer"
+    )
     repetition_penalty: float | None = Field(
         None, gt=0, le=2, description="divides positive logits of tokens seen, prompt included"
     )
     logit_bias: dict[TokenName, Bias] | None = Field(
         None, max_length=MAX_BIASES, description="added to the logits of token ids"
     )
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="the form of the answer; vLLM's constraints"
+    )
     user: Text | None = Field(None, max_length=1024, description="keeps its arm of an experiment")
     metadata: Metadata | None = Field(None, description="notes of the client; changes nothing")
     priority: int | None = Field(

@@ -16,17 +16,19 @@ from server.schemas.tools import MAX_TOOLS, Tool
 MAX_TOKENS = 1_000_000
 _OF_CHATS = ("add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 
-ModelId = Annotated[
-    Text, Field(min_length=1, max_length=512, description="any that is served: all share the base")
-]
+ModelId = Annotated[Text, Field(min_length=1, max_length=512)]
 
 
 class TokenizeRequest(StrictBody):
     """Either ``prompt``, a plain text, or ``messages``, which the base's chat template renders."""
 
-    model: ModelId | None = Field(None, examples=["loraloop-embedded"])
-    prompt: Text | None = Field(None, examples=["Where is my order?"])
-    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
+    model: ModelId | None = Field(
+        None, description="any: all share the base", examples=["loraloop-embedded"]
+    )
+    prompt: Text | None = Field(None, description="a plain text", examples=["Where is my order?"])
+    messages: list[Message] | None = Field(
+        None, min_length=1, max_length=MAX_MESSAGES, description="a chat, as in a completion"
+    )
     add_special_tokens: bool | None = Field(
         None, description="of a prompt, true if left out: with the BOS, where the base writes one"
     )
@@ -37,7 +39,9 @@ class TokenizeRequest(StrictBody):
     continue_final_message: bool | None = Field(
         None, description="up to where the last message stops"
     )
-    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
+    tools: list[Tool] | None = Field(
+        None, max_length=MAX_TOOLS, description="that the template is to show"
+    )
     chat_template_kwargs: JsonObject | None = Field(
         None, description="variables for the base's chat template"
     )
@@ -68,5 +72,9 @@ class TokenizeRequest(StrictBody):
 class DetokenizeRequest(StrictBody):
     """Token ids back to text, special tokens shown."""
 
-    model: ModelId | None = Field(None, examples=["loraloop-embedded"])
-    tokens: list[TokenId] = Field(max_length=MAX_TOKENS, examples=[[10, 20, 30]])
+    model: ModelId | None = Field(
+        None, description="any: all share the base", examples=["loraloop-embedded"]
+    )
+    tokens: list[TokenId] = Field(
+        max_length=MAX_TOKENS, description="token ids", examples=[[10, 20, 30]]
+    )
