@@ -52,7 +52,7 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
         ControlLimits.of(settings),
         TrainingSetup(settings.model, telemetry.first_tokens.p90_s),
     )
-    return Server(
+    server = Server(
         settings=settings,
         home=home,
         database=database,
@@ -65,6 +65,8 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
         control=control,
         **control.services(),
     )
+    server.grammars.prepare()
+    return server
 
 
 def _register(registry: Registry, base: Base, max_rank: int, named: Named) -> AdapterVersion:

@@ -89,6 +89,7 @@ _TABLE: dict[type[Exception], tuple[int, str | None]] = {
     engine_errors.OutOfMemory: (503, "out_of_memory"),
     engine_errors.AdapterMemoryFull: (503, "adapter_memory_full"),
     engine_errors.UnsupportedModel: (500, "unsupported_model"),
+    engine_errors.GrammarTooComplex: (400, "grammar_too_complex"),
 }
 RETRY_AFTER_S = 2  # for answers that say "not now" without knowing for how long
 

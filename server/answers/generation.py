@@ -20,7 +20,7 @@ from server.answers.pieces import ParserFactory, PlainParser
 from server.answers.scoring import ScoringStream
 from server.engine.errors import EngineClosed, EngineOverloaded
 from server.engine.request import Delta, GenerationRequest, SamplingParams
-from server.errors import RETRY_AFTER_S, ApiError
+from server.errors import RETRY_AFTER_S, ApiError, to_api_error
 from server.reporting.telemetry import Outcome, RequestTimer
 from server.resolve import Target, fingerprint
 from server.state import AnswerStream, Lifecycle, Server
@@ -180,7 +180,10 @@ class Answer:
             self.num_cached += delta.timing.num_cached_tokens
             self.num_thinking += delta.timing.num_thinking_tokens
             self.timer.timing(delta.timing)
-        if delta.finish_reason == "error":
+        if delta.finish_reason == "error" and delta.cause is not None:
+            log.info("answer %s, choice %d was ended: %s", self.id, index, delta.error)
+            self.cancel(to_api_error(delta.cause) or _failed(), "aborted")
+        elif delta.finish_reason == "error":
             log.error("answer %s, choice %d failed: %s", self.id, index, delta.error)
             self.cancel(_failed())
         elif delta.finish_reason == "abort":  # by the engine: whoever aborts here listens no more

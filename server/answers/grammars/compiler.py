@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 from llguidance import LLTokenizer
@@ -22,8 +22,12 @@ from server.engine.request import SamplingParams
 from server.errors import ApiError
 
 NUM_THREADS = 2  # of their own: nothing else waits behind a large schema
+STACK_BYTES = 64 * 1024 * 1024  # of address space; llguidance compiles definitions recursively
+MAX_BYTES = 512 * 1024  # of one grammar, all its schemas together
+MAX_ERROR = 500  # characters of what llguidance says
 MAX_KEPT = 256
 MAX_KEPT_BYTES = 4 * 1024 * 1024  # of text; a compiled grammar takes some ten times as much
+_EXCERPT = re.compile(r"^ +\d+ \|.*(\n +\^)?\n?", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -45,7 +49,7 @@ class GrammarCompiler:
         self._kept_bytes = 0
         self._jobs: dict[str, _Job] = {}
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="grammar")
-        self._making_tokenizer = Lock()
+        self._making_tokenizer = threading.Lock()
 
     async def constrain(
         self, sampling: SamplingParams, constraint: Constraint | None
@@ -73,13 +77,24 @@ class GrammarCompiler:
                 "one has none."
             )
             raise ApiError(400, message, param=constraint.param, code="unsupported_parameter")
+        if (size := len(text.encode())) > MAX_BYTES:
+            message = (
+                f"{constraint.param} makes a grammar of {size} bytes, the most is {MAX_BYTES}."
+            )
+            raise ApiError(400, message, param=constraint.param, code=constraint.code)
         try:
             grammar = await self._compiled(text)
         except InvalidGrammar as error:
-            message = f"Invalid value for {constraint.param}: {error}"
+            message = f"Invalid value for {constraint.param}: {_reason(error)}"
             raise ApiError(400, message, param=constraint.param, code=constraint.code) from None
         self._keep(text, grammar)
         return grammar
+
+    def prepare(self) -> None:
+        """Read the vocabulary. 0.5 s for 100,000 tokens in which no other thread runs, so that it
+        is better done before there are any."""
+        if self._hf_tokenizer.is_fast:
+            _ = self._tokenizer
 
     def literal(self, text: str) -> str:
         """``text`` as a Lark expression. Special tokens in it stand as such, by their ids."""
@@ -93,7 +108,7 @@ class GrammarCompiler:
     async def _compiled(self, text: str) -> Grammar:
         job = self._jobs.get(text)
         if job is None:
-            job = self._jobs[text] = _Job(self._threads.submit(self._compile, text))
+            job = self._jobs[text] = _Job(self._submit(text))
         job.num_waiting += 1
         try:
             return await asyncio.shield(asyncio.wrap_future(job.result))
@@ -102,6 +117,13 @@ class GrammarCompiler:
             if job.num_waiting == 0:
                 del self._jobs[text]
                 job.result.cancel()  # in vain if it has begun
+
+    def _submit(self, text: str) -> Future[Grammar]:
+        before = threading.stack_size(STACK_BYTES)  # of the threads that this may begin
+        try:
+            return self._threads.submit(self._compile, text)
+        finally:
+            threading.stack_size(before)
 
     def _compile(self, text: str) -> Grammar:
         with self._making_tokenizer:
@@ -130,3 +152,10 @@ class GrammarCompiler:
         while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
             oldest, _ = self._kept.popitem(last=False)
             self._kept_bytes -= len(oldest)
+
+
+def _reason(error: InvalidGrammar) -> str:
+    """What llguidance says, without the lines of the grammar that it shows: they may be long, and
+    they are not the client's."""
+    text = _EXCERPT.sub("", str(error)).strip()
+    return text if len(text) <= MAX_ERROR else text[:MAX_ERROR] + "…"

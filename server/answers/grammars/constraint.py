@@ -13,7 +13,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from server.answers.grammars.schema import UnusableSchema, check_schema
+from server.answers.grammars.schema import MAX_REGEX_BYTES, UnusableSchema, check_schema
 from server.errors import ApiError
 from server.schemas.formats import (
     JsonObjectFormat,
@@ -23,10 +23,10 @@ from server.schemas.formats import (
 )
 
 MAX_SCHEMA_BYTES = 256 * 1024
-MAX_REGEX_BYTES = 16 * 1024
 MAX_GRAMMAR_BYTES = 128 * 1024
 MAX_CHOICE_BYTES = 128 * 1024
 
+_JSON = "%json"
 _SPACE = r"\x20|\r?\n[\x20\t]{0,64}"
 # No \uXXXX: a name that is listed could be written in letters that do not look like it.
 _GUIDANCE = {"whitespace_pattern": _SPACE, "json_allowed_escapes": 'nrbtf\\"', "lenient": False}
@@ -77,7 +77,7 @@ def json_expression(schema: Any, param: str) -> str:
         message = "The JSON schema false admits no answer."
         raise ApiError(400, message, param=param, code="invalid_schema")
     whole = {"x-guidance": _GUIDANCE, **({} if schema is True else schema)}
-    return f"%json {json.dumps(whole, ensure_ascii=False)}"
+    return f"{_JSON} {json.dumps(whole, ensure_ascii=False)}"
 
 
 def json_text(value: Any, param: str) -> str:
@@ -142,11 +142,22 @@ def _choice(texts: list[str], param: str) -> Constraint:
 
 
 def _grammar(text: str, param: str) -> Constraint:
+    """Schemas in it are held to what they are elsewhere."""
     _check_size(text, MAX_GRAMMAR_BYTES, param, "invalid_grammar")
     if text.lstrip().startswith("{"):
         message = f"Invalid value for {param}: it is JSON, not a grammar in Lark's syntax."
         raise ApiError(400, message, param=param, code="invalid_grammar")
-    return Constraint(text, param)
+    before, *others = text.split(_JSON)
+    parts = [before]
+    for other in others:
+        text = other.lstrip()
+        try:
+            schema, end = json.JSONDecoder().raw_decode(text)
+        except (ValueError, RecursionError) as error:
+            message = f"Invalid value for {param}: after {_JSON} there is no JSON ({error})."
+            raise ApiError(400, message, param=param, code="invalid_grammar") from None
+        parts += json_expression(schema, param), text[end:]
+    return Constraint("".join(parts), param)
 
 
 def _check_size(text: str, limit: int, param: str, code: str) -> None:

@@ -1,23 +1,29 @@
 """Which JSON schemas an answer can be held to exactly; all others are refused by keyword and place.
 
 llguidance reads the schema itself. It passes over keywords that it does not know, rounds large
-numbers, and follows references that never end; what it would get wrong is found here, without
-recursion and in time linear in the schema.
+numbers, follows references that never end, recurses until the stack is full, and counts remainders
+in as many states as a divisor is large. What it would get wrong, or never finish, is found here,
+without recursion and in time linear in the schema.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
 MAX_DEPTH = 64  # brackets inside one another; Rust's parsers stop at 128
 MAX_NODES = 20_000  # schemas inside the schema
 MAX_EXACT = 2**53  # integers above are rounded to doubles
-MAX_LENGTH = 100_000  # of a string or an array; the automaton counts in states
+MAX_LENGTH = 100_000  # of a string or an array
+MAX_STEPS = 6_000  # from the root through all definitions, however they refer to each other
+MAX_DIVISORS = 100_000  # all of multipleOf together: 2 s
+MAX_PATTERN_NAMES = 64  # in patternProperties; each is compared with each
+MAX_REGEX_BYTES = 4096  # a step may take 1 us for each two bytes, squared
 
 ONE = ("items", "additionalItems", "additionalProperties")
 SEVERAL = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -55,6 +61,7 @@ def check_schema(schema: Any) -> None:
     """Raises UnusableSchema unless answers can be held to ``schema`` in every respect."""
     _check_depth(schema)
     nodes: dict[Path, _Node] = {}
+    targets: set[Path] = {()}
     waiting: deque[Path] = deque([()])
     while waiting:
         path = waiting.popleft()
@@ -64,9 +71,13 @@ def check_schema(schema: Any) -> None:
             raise UnusableSchema(f"It has more than {MAX_NODES} schemas inside.")
         node = _node(schema, path)
         nodes[path] = node
+        if "$ref" in node.schema:
+            targets.add(_target(path, node.schema["$ref"]))
         waiting.extend(child for group in node.groups for child in group)
         waiting.extend(path + child for child in _inner(node))
     _check_ends(nodes)
+    _check_steps(nodes, targets)
+    _check_work(nodes)
 
 
 def _check_depth(schema: Any) -> None:
@@ -143,6 +154,20 @@ def _check_numbers(path: Path, keyword: str, value: Any) -> None:
     is_large = isinstance(value, int) and abs(value) > MAX_EXACT
     if is_large or (isinstance(value, float) and not math.isfinite(value)):
         raise _unusable(path, f"{keyword} holds a number above 2^53, which is not exact")
+
+
+def _check_bound(path: Path, keyword: str, value: Any) -> None:
+    is_bool = isinstance(value, bool)  # draft 4's exclusiveMinimum
+    if not isinstance(value, int | float) or (is_bool and not keyword.startswith("exclusive")):
+        raise _unusable(path, f"{keyword} is a number")
+    if keyword == "multipleOf" and value <= 0:
+        raise _unusable(path, f"{keyword} is above 0")
+    _check_numbers(path, keyword, value)
+
+
+def _check_pattern(path: Path, keyword: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise _unusable(path, f"{keyword} is a regular expression")
 
 
 def _check_constant(path: Path, keyword: str, value: Any) -> None:
@@ -263,6 +288,43 @@ def _check_ends(nodes: dict[Path, _Node]) -> None:
             raise _unusable(path, "no answer could ever end: each would hold another one")
 
 
+def _check_steps(nodes: Iterable[Path], targets: set[Path]) -> None:
+    """Definitions may lead through all others, one inside the other on the compiler's stack."""
+    longest = dict.fromkeys(targets, 1)
+    for path in nodes:
+        for length in range(len(path) + 1):
+            if (target := path[:length]) in longest:
+                longest[target] = max(longest[target], 1 + len(path) - length)
+    if sum(longest.values()) > MAX_STEPS:
+        raise UnusableSchema(f"Its {len(targets) - 1} definitions are too many, or too deep.")
+
+
+def _check_work(nodes: dict[Path, _Node]) -> None:
+    """What takes time that no limit of llguidance's counts."""
+    divisors: list[int] = []
+    squares = num_names = 0
+    for node in nodes.values():
+        names = node.schema.get("patternProperties", {})
+        num_names += len(names)
+        pattern = node.schema.get("pattern", "")
+        squares += sum(len(regex.encode()) ** 2 for regex in (pattern, *names))
+        if "multipleOf" in node.schema:
+            divisors.append(_coefficient(node.schema["multipleOf"]))
+    if squares > MAX_REGEX_BYTES**2:
+        raise UnusableSchema(f"Its patterns are too long; one may have {MAX_REGEX_BYTES} bytes.")
+    if num_names > MAX_PATTERN_NAMES:
+        raise UnusableSchema(f"It has more than {MAX_PATTERN_NAMES} names in patternProperties.")
+    # Of schemas that hold together, llguidance takes the least common multiple.
+    if max(sum(divisors), math.lcm(*set(divisors))) > MAX_DIVISORS:
+        raise UnusableSchema("Its values of multipleOf are too large, or too many.")
+
+
+def _coefficient(divisor: float) -> int:
+    """The divisor's digits as a whole number: shifting the point costs nothing."""
+    digits = Decimal(str(divisor)).normalize().as_tuple().digits
+    return int("".join(map(str, digits)))
+
+
 def _unusable(path: Path, what: str) -> UnusableSchema:
     steps = (step.replace("~", "~0").replace("/", "~1") for step in path)
     place = "/".join(("#", *steps))
@@ -273,9 +335,10 @@ def _unusable(path: Path, what: str) -> UnusableSchema:
 _CHECKS: dict[str, Callable[[Path, str, Any], None]] = {
     **dict.fromkeys(SEVERAL, _check_list),
     **dict.fromkeys(NAMED, _check_names),
-    **dict.fromkeys(BOUNDS, _check_numbers),
+    **dict.fromkeys(BOUNDS, _check_bound),
     **dict.fromkeys(LENGTHS, _check_length),
     **dict.fromkeys(("const", "enum"), _check_constant),
+    "pattern": _check_pattern,
     "format": _check_format,
     "required": _check_required,
     "$ref": _check_reference,
