@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from server.document.build import document
 from server.errors import install_error_handlers
@@ -18,6 +19,7 @@ from server.middleware import (
     KeyMiddleware,
     LastResort,
     RequestIdMiddleware,
+    browser_rules,
 )
 from server.reporting.prometheus import ServerMetrics
 from server.routes import (
@@ -69,6 +71,8 @@ def create_app(server: Server) -> FastAPI:
     app.add_middleware(KeyMiddleware)
     app.add_middleware(LastResort)
     app.add_middleware(RequestIdMiddleware)
+    if server.settings.allowed_origins:
+        app.add_middleware(CORSMiddleware, **browser_rules(server.settings))
     for module in ROUTES:
         app.include_router(module.router)
     # FastAPI's own way to replace the document.

@@ -2,8 +2,9 @@
 
 - ``LORALOOP_API_KEYS``: inference. None set: inference is open.
 - ``LORALOOP_ADMIN_KEYS``: everything. None set: admin and training routes answer to this machine
-  only, and only when no proxy stands in between (it would make everybody look local) and the Host
-  header names this machine (a web page that rebinds its own name to 127.0.0.1 does not).
+  only, and only when no proxy stands in between (it would make everybody look local), the Host
+  header names this machine (a web page that rebinds its own name to 127.0.0.1 does not), and no
+  web page from elsewhere asks, which this machine's own browser would do for it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hmac
 import ipaddress
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from fastapi import Request
 
@@ -73,6 +75,9 @@ async def require_admin(request: Request) -> Caller:
 def is_local(request: Request) -> bool:
     """Whether the request comes straight from a program on this machine."""
     if any(name in request.headers for name in _FORWARDED):
+        return False
+    origin = urlsplit(request.headers.get("origin", "http://localhost"))
+    if not _is_loopback(_host_name(origin.netloc)):
         return False
     peer = request.client.host if request.client else ""
     return _is_loopback(peer) and _is_loopback(_host_name(request.headers.get("host", "")))

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -31,6 +32,13 @@ GUARDS: tuple[tuple[str, Guard], ...] = (  # the first prefix that fits
     ("/metrics", require_infer),
     ("/tokenize", require_infer),
     ("/detokenize", require_infer),
+)
+SHOWN_HEADERS = (  # to a page of another origin
+    "x-request-id",
+    "x-loraloop-adapter",
+    "x-loraloop-experiment",
+    "x-loraloop-arm",
+    "retry-after",
 )
 _CLIENT_ID = re.compile(rb"^[A-Za-z0-9._-]{1,128}$")
 
@@ -146,6 +154,16 @@ class BodyLimitMiddleware:
             return message
 
         await self.app(scope, receive_limited, send)
+
+
+def browser_rules(settings: Settings) -> dict[str, Any]:
+    """For Starlette's CORSMiddleware. Keys travel in a header, so no cookie is ever needed."""
+    return {
+        "allow_origins": settings.allowed_origins,
+        "allow_methods": ("GET", "POST", "PUT", "DELETE"),
+        "allow_headers": ("*",),
+        "expose_headers": SHOWN_HEADERS,
+    }
 
 
 def _refuse(limit: int, scope: Scope) -> Response:

@@ -6,6 +6,7 @@ An unknown LORALOOP_* key or a bad value stops start-up and names the key, the v
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from server.request_errors import nearest
 PREFIX = "LORALOOP_"
 _SECRET = {"api_keys", "admin_keys", "key_weights"}
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s,]+")
 Weight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 
 
@@ -51,6 +53,9 @@ class Settings(BaseSettings):
     key_weights: Annotated[dict[str, Weight], NoDecode] = Field({}, repr=False)
     adapter_weights: Annotated[dict[str, Weight], NoDecode] = Field({})
     max_answers_per_key: int | None = Field(None, ge=1, description="running and waiting")
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="of web pages that may ask; * for all"
+    )
 
     # Adapters
     adapter_root: Path | None = Field(
@@ -104,7 +109,15 @@ class Settings(BaseSettings):
     training_stop_grace_s: float = Field(20.0, ge=0, le=3600)
     resume_interrupted_jobs: bool = False
 
-    @field_validator("api_keys", "admin_keys", mode="before")
+    @field_validator("allowed_origins")
+    @classmethod
+    def _know_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError("write origins as https://host or http://host:port, or *")
+        return value
+
+    @field_validator("api_keys", "admin_keys", "allowed_origins", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         if not isinstance(value, str):

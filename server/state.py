@@ -65,6 +65,9 @@ class Engine(Protocol):
     def max_model_len(self) -> int: ...
 
     @property
+    def kv_tokens(self) -> int: ...
+
+    @property
     def max_rank(self) -> int: ...
 
     @property

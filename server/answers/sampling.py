@@ -30,11 +30,19 @@ async def resolve(
 
 
 def num_choices(server: Server, body: SamplingFields, num_prompts: int) -> int:
-    """``n``, if that many answers are allowed. Raises ApiError."""
-    wanted = 1 if body.n is None else body.n
+    """``n``, if that many answers are allowed, and as long as they may be. Raises ApiError."""
+    wanted = given(body.n, 1)
     most = min(server.settings.max_n, MAX_SEQUENCES // num_prompts)
     if wanted > most:
         message = f"Invalid value for n: {wanted}; at most {most} answers per request."
+        raise ApiError(400, message, param="n", code="invalid_value")
+    total, room = wanted * given(body.token_limit, 0), server.engine.kv_tokens
+    if wanted > 1 and total > room:
+        # They would only push each other out, again and again.
+        message = (
+            f"n × max_tokens is {wanted} × {body.token_limit} = {total}, and this server's cache "
+            f"holds {room} tokens: ask for fewer or shorter answers."
+        )
         raise ApiError(400, message, param="n", code="invalid_value")
     return wanted
 

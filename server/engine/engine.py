@@ -95,6 +95,11 @@ class Engine:
         return self.spec.capacity
 
     @property
+    def kv_tokens(self) -> int:
+        """Tokens that all running requests may have together."""
+        return self.spec.num_blocks * self.spec.block_size
+
+    @property
     def kernels(self) -> str:
         return self.spec.kernels
 

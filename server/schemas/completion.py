@@ -73,6 +73,10 @@ class CompletionRequest(SamplingFields):
         return self
 
     @property
+    def token_limit(self) -> int | None:
+        return self.max_tokens
+
+    @property
     def is_scoring(self) -> bool:
         """Nothing is to be generated."""
         return self.max_tokens == 0

@@ -123,6 +123,11 @@ class SamplingFields(StrictBody):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def token_limit(self) -> int | None:
+        """Tokens that an answer may have; None: no wish."""
+        return None
+
+    @property
     def has_usage_chunk(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
 

@@ -140,6 +140,7 @@ class FakeEngine:
     script: Script = field(default_factory=Script)
     max_model_len: int = 64
     max_rank: int = 64
+    kv_tokens: int = 400
     vocab_size: int = 100
     kernels: str = "torch"
     requests: list[GenerationRequest] = field(default_factory=list)

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 
 from server.app import ROUTES, create_app
 from server.auth import require_admin, require_infer
-from server.middleware import _guard_of
+from server.middleware import guard_of
 from server.settings import Settings
 from server.state import Server
 
@@ -169,13 +169,13 @@ def test_the_early_check_and_the_routes_agree() -> None:
     assert len(routes) > 20
     for route in routes:
         guards = {d.call for d in route.dependant.dependencies} & {require_infer, require_admin}
-        early = _guard_of(route.path)
+        early = guard_of(route.path)
         assert guards == ({early} if early else set()), route.path
 
 
 async def test_no_admin_or_training_route_takes_an_inference_key(fake_server: Server) -> None:
     app = with_keys(fake_server, "user-1", "root-1")
-    guarded = ("/admin/", "/v1/fine_tuning", "/v1/files")
+    guarded = ("/admin/", "/v1/fine_tuning", "/v1/files", "/v1/load_lora", "/v1/unload_lora")
     async with web(app, "user-1") as client:
         for method, path in routes_of(app):
             if path.startswith(guarded):

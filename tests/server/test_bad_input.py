@@ -82,6 +82,7 @@ CHAT_FIELDS = [
     ({"n": 0}, "n", "invalid_value"),
     ({"n": 9}, "n", "invalid_value"),
     ({"n": 16384}, "n", "invalid_value"),
+    ({"n": 8, "max_tokens": 51}, "n", "invalid_value"),  # the cache holds 400 tokens
     ({"logprobs": 5}, "logprobs", "invalid_value"),
     ({"top_logprobs": 2}, "top_logprobs", "invalid_combination"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
@@ -124,6 +125,7 @@ TEXT_FIELDS = [
     ({"prompt": [1, 100]}, "prompt", "invalid_value"),
     ({"prompt": ["a"] * 65}, "prompt", "invalid_value"),
     ({"prompt": ["a"] * 30, "n": 3}, "n", "invalid_value"),
+    ({"n": 8, "max_tokens": 51}, "n", "invalid_value"),
     ({"prompt": None}, "prompt", "invalid_value"),
     ({"max_tokens": 0}, "max_tokens", "invalid_combination"),
     ({"max_tokens": 0, "echo": False}, "max_tokens", "invalid_combination"),
