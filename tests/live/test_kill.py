@@ -32,6 +32,7 @@ from server.jobs.states import ON_CHILD
 from server.tables import FileRow, JobRow
 from tests.conftest import PeftAdapter, TinyBase
 from tests.live.actors import Actor, Experimenter, Importer, Rater, Trainer, Uploader
+from tests.live.responder import Responder
 from tests.live.zygote import Forked, Zygote
 
 POINTS = int(os.environ.get("KILL_POINTS", "12"))
@@ -190,6 +191,7 @@ def prepare(http: httpx.Client, place: Place) -> list[Actor]:
         Experimenter(arms),
         Uploader(),
         Rater([*arms, "e1"][:3]),
+        Responder(),
         Trainer(stored.json()["id"]),
     ]
 

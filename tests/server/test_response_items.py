@@ -13,6 +13,7 @@ from server.answers.pieces import CallArguments, CallBegun, Part, Piece, Said, T
 from server.answers.responses.items import Turns, shown
 from server.answers.responses.output import Event, Output
 from server.engine.request import TokenLogprob
+from server.errors import ApiError
 from server.schemas.response_items import InputItem
 from server.state import Server
 from tests.server.fakes import FakeEngine, Script
@@ -78,6 +79,17 @@ def test_what_was_said_in_one_go_is_one_message() -> None:
         "reasoning_content": "t",
         "content": "",
     }
+
+
+def test_a_call_needs_its_output_and_an_output_its_call() -> None:
+    with pytest.raises(
+        ApiError, match="No tool call found for function call output with call_id c1"
+    ):
+        chat([call(2), result(1)])
+    with pytest.raises(ApiError, match="No tool output found for function call c2"):
+        chat([call(1), call(2), result(1)])
+    with pytest.raises(ApiError, match="No tool call found"):
+        chat([call(1), result(1), result(1)])
 
 
 def test_items_are_kept_whole_each_with_an_id_of_its_own() -> None:
