@@ -66,6 +66,11 @@ class ChatRenderer:
         self._newline = self._encode("\n")
         self._adds_prefix = self._encode("\na")[len(self._newline) :] != self._encode("a")
 
+    @property
+    def shows_reasoning(self) -> bool:
+        """Whether the template shows ``reasoning_content``. Raises InvalidChat without one."""
+        return self._template.shows_reasoning
+
     def render_prompt(
         self,
         messages: Messages,

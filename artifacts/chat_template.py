@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
@@ -59,7 +60,6 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._eos = tokenizer.eos_token
         self._checked: dict[object, bool] = {}  # structure → tool arguments must be text
-        self._knows_reasoning: bool | None = None
 
     def render(
         self,
@@ -108,6 +108,13 @@ class ChatTemplate:
         if len(self._checked) >= MAX_REMEMBERED:
             self._checked.clear()
         self._checked[structure] = self._probe_arguments(messages, tools, variables)
+
+    @cached_property
+    def shows_reasoning(self) -> bool:
+        """Whether ``reasoning_content`` of a last message is in the text."""
+        reasoning = {"role": "assistant", "content": "a", "reasoning_content": "qzx0qzx"}
+        text, _ = self._render([{"role": "user", "content": "u"}, reasoning], None, False)
+        return "qzx0qzx" in text
 
     # --- probing ---
 
@@ -167,11 +174,7 @@ class ChatTemplate:
                 raise _left_out(messages, index, what)
 
     def _check_reasoning(self) -> None:
-        if self._knows_reasoning is None:
-            reasoning = {"role": "assistant", "content": "a", "reasoning_content": "qzx0qzx"}
-            text, _ = self._render([{"role": "user", "content": "u"}, reasoning], None, False)
-            self._knows_reasoning = "qzx0qzx" in text
-        if not self._knows_reasoning:
+        if not self.shows_reasoning:
             raise InvalidChat(
                 "the chat template of this base leaves out reasoning_content; leave it out of "
                 "the messages",

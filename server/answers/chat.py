@@ -43,7 +43,7 @@ async def chat_work(server: Server, request: Request, body: ChatRequest, ticket:
     wanted = format_constraint(body.response_format, body.structured_outputs)
     calls = _calls(server, body, wanted)
     target, subject = await resolve(server, request, body)
-    messages = [message.plain() for message in body.messages]
+    messages = _messages(server, body)
     length = _num_characters(messages, body.tools)
     await check_plausible(server, length, "messages")
     claim_places(server, ticket, target, num_answers, num_answers * length)
@@ -104,6 +104,17 @@ def _call_parser(form: ToolFormat, offered: Offer, has_format: bool) -> AnswerPa
         is_certain=is_certain(form, offered, has_format),
         word="stop" if offered.is_named else "tool_calls",
     )
+
+
+def _messages(server: Server, body: ChatRequest) -> list[dict[str, Any]]:
+    """For the renderer. Clients send thoughts back as they came; R1's templates, which do not know
+    the field, leave them out of what they know, so that they are left out here."""
+    messages = [message.plain() for message in body.messages]
+    has_thoughts = any("reasoning_content" in message for message in messages)
+    if has_thoughts and server.thought_marks and not server.renderer.shows_reasoning:
+        for message in messages:
+            message.pop("reasoning_content", None)
+    return messages
 
 
 def _renderer(server: Server, body: ChatRequest) -> partial[list[int]]:

@@ -39,6 +39,7 @@ def use(fake_server: Server, engine: FakeEngine) -> Use:
         base = replace(FakeBase(), tokenizer=tokenizer, eos_token_ids=frozenset({EOS}))
         fake_server.base = cast(Any, base)
         fake_server.renderer = ChatRenderer(tokenizer)
+        vars(fake_server).pop("thought_marks", None)  # of the template before
         engine.vocab_size, engine.max_model_len = 6144, 2048
         return fake_server.renderer
 
@@ -271,6 +272,23 @@ async def test_no_effort_passes_on_a_base_that_does_not_think(
     response = await web.post(URL, json={**HELLO, "reasoning_effort": "none"})
     assert response.status_code == 200
     assert engine.requests[0].sampling.thinking is None
+
+
+async def test_thoughts_that_are_sent_back_go_where_the_template_takes_them(
+    web: httpx.AsyncClient, engine: FakeEngine, use: Use
+) -> None:
+    plain = {"role": "assistant", "content": "Hello"}
+    echoed = {**plain, "reasoning_content": "I think"}
+    body = {**HELLO, "messages": [USER, echoed, USER]}
+    for template in (R1, QWEN3):
+        renderer = use(template)
+        assert (await web.post(URL, json=body)).status_code == 200
+        ids = renderer.render_prompt([USER, plain, USER])  # both leave out those of earlier turns
+        assert list(engine.requests[-1].prompt_ids) == ids
+    use(HERMES)
+    error = (await web.post(URL, json=body)).json()["error"]
+    assert error["code"] == "invalid_messages"
+    assert "reasoning_content" in error["message"]
 
 
 async def test_an_answer_goes_on_where_the_last_message_stops(
