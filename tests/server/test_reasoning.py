@@ -160,25 +160,20 @@ def test_a_prompt_ends_inside_thoughts_of_this_turn(prompt: list[int], is_open: 
 
 
 SWITCHED_OFF = {"chat_template_kwargs": {"enable_thinking": False}}
-HTTP_CASES: list[tuple[str, dict[str, Any], tuple[str, ...], str, str]] = [
-    (R1, {}, ("I ", "think", "\n</th", "ink>\n", "\nHello"), "I think", "Hello"),
-    (QWEN3, {}, ("<think>", "\nI think", "\n</think>", "\n\nHello"), "I think", "Hello"),
-    (QWEN3, SWITCHED_OFF, ("Hello </think>",), "", "Hello </think>"),
-    (HERMES, {}, ("<think>a</think>b",), "", "<think>a</think>b"),
+# template, fields, what the engine says, (thoughts, what is said)
+HTTP_CASES: list[tuple[str, dict[str, Any], tuple[str, ...], tuple[str, str]]] = [
+    (R1, {}, ("I ", "think", "\n</th", "ink>\n", "\nHello"), ("I think", "Hello")),
+    (QWEN3, {}, ("<think>", "\nI think", "\n</think>", "\n\nHello"), ("I think", "Hello")),
+    (QWEN3, SWITCHED_OFF, ("Hello </think>",), ("", "Hello </think>")),
+    (HERMES, {}, ("<think>a</think>b",), ("", "<think>a</think>b")),
 ]
 
 
-@pytest.mark.parametrize(("template", "fields", "texts", "thoughts", "said"), HTTP_CASES)
+@pytest.mark.parametrize("case", HTTP_CASES)
 async def test_thoughts_of_a_whole_and_a_streamed_answer(
-    web: httpx.AsyncClient,
-    engine: FakeEngine,
-    use: Use,
-    template: str,
-    fields: dict[str, Any],
-    texts: tuple[str, ...],
-    thoughts: str,
-    said: str,
+    web: httpx.AsyncClient, engine: FakeEngine, use: Use, case: Any
 ) -> None:
+    template, fields, texts, (thoughts, said) = case
     use(template)
     say(engine, *texts)
     whole = (await web.post(URL, json={**HELLO, **fields})).json()["choices"][0]["message"]
@@ -248,16 +243,11 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("template", "fields", "param", "code"), REFUSED)
+@pytest.mark.parametrize("case", REFUSED)
 async def test_what_a_base_cannot_do_is_refused_by_name(
-    web: httpx.AsyncClient,
-    engine: FakeEngine,
-    use: Use,
-    template: str,
-    fields: dict[str, Any],
-    param: str,
-    code: str,
+    web: httpx.AsyncClient, engine: FakeEngine, use: Use, case: Any
 ) -> None:
+    template, fields, param, code = case
     use(template)
     response = await web.post(URL, json={**HELLO, **fields})
     error = response.json()["error"]
