@@ -135,6 +135,22 @@ def test_a_certain_call_that_is_cut_off_says_so(name: str, reason: str) -> None:
     assert parse(name, [whole], is_certain=True, reason="length")[1] == "length"
 
 
+@pytest.mark.parametrize("name", [name for name in FORMS if form_of(name).reading.mark])
+def test_nobody_reads_the_marks_of_a_certain_call_that_is_cut_off_early(name: str) -> None:
+    call = written(name, ("f", '{"a": 1}'))
+    mark, brace = form_of(name).reading.mark, call.index('{"a"')
+    for end in range(len(mark), brace):
+        for before in ("", "so: "):
+            pieces, word = parse(name, [before + call[:end]], is_certain=True, reason="length")
+            assert pieces == ([("said", "so:")] if before else [])
+            assert word == "length"
+    twice = written(name, ("f", '{"a": 1}'), ("g", "{}"))
+    pieces, _ = parse(name, [twice[: twice.rindex("{}")]], is_certain=True, reason="length")
+    assert pieces == [("call", "0", "f"), ("arguments", "0", '{"a": 1}')]
+    # Without a grammar it may be anything.
+    assert parse(name, [mark], is_certain=False)[0] == [("said", mark)]
+
+
 def test_a_named_function_ends_with_stop() -> None:
     parser = CallParser(form_of("hermes").reading, {"f"}, is_certain=True, word="stop")
     parser.push(written("hermes", ("f", "{}")))

@@ -31,6 +31,7 @@ class Reading:
     tail: Growing  # behind the arguments
     gap: Growing  # behind a call
     mark: str = ""  # that begins a call; "": there is none, so calls are all of an answer
+    further: str = ""  # that begins a call behind another one, where it is another mark
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _deepseek(before: str, between: Atoms, after: Atoms, written: re.Pattern[str
     closer = literal(CALLS_END)
     gap = Growing((*SPACE, *closer, *SPACE), whole=rf"\s*{optional(closer)}\s*")
     heads = (Growing(opened), Growing(head))
-    reading = Reading(heads, Growing(tail), gap, mark=CALLS_BEGIN)
+    reading = Reading(heads, Growing(tail), gap, mark=CALLS_BEGIN, further=CALL_BEGIN)
     return _Form(written, reading, separator="\n", opener=CALLS_BEGIN, closer=CALLS_END)
 
 

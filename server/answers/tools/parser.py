@@ -3,7 +3,8 @@
 What is no call of an offered function stays content: an unknown name, broken JSON, a mark in
 running text. Spaces beside a call belong to its marks. Where a grammar makes sure that what begins
 as a call is one, its arguments are handed on as they come, and an answer that is cut off inside
-them ends with a cut call and its own finish_reason ("length", "stop"), as OpenAI's does; without a
+them ends with a cut call and its own finish_reason ("length", "stop"), as OpenAI's does, one that
+is cut off before them shows nothing of the call; without a
 grammar a call is held back until it is whole, and one that never becomes whole is content.
 """
 
@@ -104,7 +105,8 @@ class CallParser:
             pieces += self.push("")
         if self._state == self._beyond and (gap := self._reading.gap.match(self._text, 0)):
             self._text = self._text[gap.end() :]
-        _say(pieces, self._text)
+        if not (self._is_certain and self._is_mark_open()):
+            _say(pieces, self._text)
         self._text = ""
         return pieces
 
@@ -194,6 +196,11 @@ class CallParser:
             return len(self._text) if found < 0 else found
         first = len(self._text) - len(self._text.lstrip())
         return len(self._text) if self._is_text or at > first else first
+
+    def _is_mark_open(self) -> bool:
+        """Whether what is held back would have become a call, had the answer not been cut off."""
+        marks = filter(None, (self._reading.mark, self._reading.further))
+        return self._text.lstrip().startswith(tuple(marks))
 
     def _reject(self) -> None:
         """What was held back is no call."""
