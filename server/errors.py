@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match, Route
+from starlette.routing import Match
 
 from artifacts import errors as artifact_errors
 from artifacts.storage import storage_error
@@ -211,9 +211,13 @@ async def _http(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """All methods of the path; Starlette names those of the first route that fits."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    fitting = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
-    return {method for route in fitting for method in route.methods or ()} - {"HEAD"}
+    scope = dict(request.scope)
+
+    def fits(method: str) -> bool:
+        asked = {**scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in request.app.routes)
+
+    return {method for method in ("GET", "POST", "PUT", "DELETE") if fits(method)}
 
 
 def unforeseen(request: Request, error: BaseException) -> Response:

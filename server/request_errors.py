@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 _SENTENCES = ("unknown_parameter", "unsupported_parameter", "invalid_combination")
 
 # pydantic's words for these name Python's types, our classes or functions.
+_COUNTED = re.compile("^(List|Dictionary|String) should")
 _OBJECT, _FORM = "an object", "of one of the forms that this parameter has"
 _KINDS = {
     "dict_type": _OBJECT,
@@ -128,5 +130,6 @@ def _is_json(content_type: str | None) -> bool:
 
 
 def _sentence(text: str) -> str:
-    text = text.removeprefix("Value error, ")
+    text = _COUNTED.sub("it should", text.removeprefix("Value error, "))
+    text = text.replace(" after validation", "")
     return text if text.endswith((".", "?")) else text + "."

@@ -21,7 +21,7 @@ router.include_router(feedback.router)
 def audit_trail(
     server: ServerDep,
     caller: Admin,
-    after: Annotated[int | None, Query(ge=0)] = None,
+    after: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     order: Order = "desc",
     subject: str | None = None,

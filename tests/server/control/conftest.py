@@ -15,11 +15,13 @@ from typing import Any
 
 import openai
 import pytest
+from fastapi import FastAPI
 
 import server.tables  # noqa: F401  defines the server's tables before create_tables
 from artifacts.adapter import read_adapter
 from artifacts.architecture import linear_shapes
-from artifacts.base import Base
+from artifacts.base import Base, open_base
+from artifacts.chat import ChatRenderer
 from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.manifest import ManifestDraft
@@ -33,6 +35,7 @@ from server.state import Server
 from tests.server.conftest import Live, serving
 from tests.server.fakes import FakeEngine, FakeTokenizer
 
+KEY = "the-admin-key"
 TRAINER = Path(__file__).parent / "fake_trainer.py"
 CONFIG = SimpleNamespace(
     hidden_size=16,
@@ -258,3 +261,30 @@ def api(live: Live) -> Iterator[openai.OpenAI]:
     """The official client."""
     with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+def whole_app(
+    fake_server: Server,
+    settings: Settings,
+    engine: AdapterEngine,
+    make_control: Any,
+    publish: Publish,
+) -> FastAPI:
+    """Everything but a model and a trainer."""
+    publish()
+    publish()
+    control = make_control(max_running_jobs=0)  # they wait for ever
+    keyed = settings.model_copy(update={"admin_keys": (KEY,), "api_keys": ("the-other-key",)})
+    embedded = open_base(None)  # what grammars and templates are made of
+    base = replace(fake_server.base, tokenizer=embedded.tokenizer)
+    engine.vocab_size, engine.max_model_len = len(embedded.tokenizer), 1024
+    fake = replace(
+        fake_server,
+        settings=keyed,
+        base=base,
+        renderer=ChatRenderer(embedded.tokenizer),
+        control=control,
+        **control.services(),
+    )
+    return create_app(fake)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -26,17 +25,11 @@ from schemathesis.python import asgi
 from schemathesis.schemas import APIOperation, BaseSchema
 from schemathesis.specs.openapi import checks as promises
 
-from artifacts.base import open_base
-from artifacts.chat import ChatRenderer
-from server.app import create_app
 from server.document.build import ANSWERS, EVENTS, operations
 from server.document.examples import EXAMPLES, INFERENCE
 from server.routes.openapi import ERROR_REF
-from server.settings import Settings
-from server.state import Server
-from tests.server.control.conftest import AdapterEngine, Publish
+from tests.server.control.conftest import KEY
 
-KEY = "the-admin-key"
 Operation = APIOperation[Any, Any, Any, Any]
 AnyCase = Case[Any]
 CHECKS = [
@@ -62,33 +55,6 @@ draw = hypothesis.settings(
     phases=[hypothesis.Phase.generate],
     suppress_health_check=list(hypothesis.HealthCheck),
 )
-
-
-@pytest.fixture
-def whole_app(
-    fake_server: Server,
-    settings: Settings,
-    engine: AdapterEngine,
-    make_control: Any,
-    publish: Publish,
-) -> FastAPI:
-    """Everything but a model and a trainer."""
-    publish()
-    publish()
-    control = make_control(max_running_jobs=0)  # they wait for ever
-    keyed = settings.model_copy(update={"admin_keys": (KEY,), "api_keys": ("the-other-key",)})
-    embedded = open_base(None)  # what grammars and templates are made of
-    base = replace(fake_server.base, tokenizer=embedded.tokenizer)
-    engine.vocab_size, engine.max_model_len = len(embedded.tokenizer), 1024
-    fake = replace(
-        fake_server,
-        settings=keyed,
-        base=base,
-        renderer=ChatRenderer(embedded.tokenizer),
-        control=control,
-        **control.services(),
-    )
-    return create_app(fake)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Bodies of megabytes: refused or answered at once, while other streams go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from server.json_values import MAX_VALUES
+from server.schemas.chat import MAX_MESSAGES
+from tests.server.conftest import Live
+from tests.server.fakes import FakeEngine
+from tests.server.test_bad_input import CHAT, HELLO, error_of
+
+USER = {"role": "user", "content": "x"}
+STALL_S = 0.5  # of another stream; the machine of a test may be busy
+
+
+class Watch:
+    """Another client's stream, and the longest silence in it."""
+
+    def __init__(self, live: Live) -> None:
+        self.longest_s = 0.0
+        self._is_over = False
+        self._has_begun = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(live.url,))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        assert self._has_begun.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._thread.join(10)
+
+    def _read(self, url: str) -> None:
+        body = {**HELLO, "stream": True, "max_tokens": 100_000}
+        with httpx.stream("POST", url + CHAT, json=body, timeout=20) as response:
+            last = time.perf_counter()
+            for _ in response.iter_lines():
+                now = time.perf_counter()
+                if self._has_begun.is_set():
+                    self.longest_s = max(self.longest_s, now - last)
+                self._has_begun.set()
+                last = now
+                if self._is_over:
+                    return
+
+
+@pytest.fixture
+def watch(live: Live, engine: FakeEngine) -> Watch:
+    engine.script.is_endless, engine.script.delay_s, engine.max_model_len = True, 0.005, 10**6
+    return Watch(live)
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+SCHEMA = '{"type": "json_schema", "json_schema": {"name": "x", "schema": %s}}'
+LARGE: dict[str, tuple[str, str]] = {
+    "100,000 messages": (f'"messages": {json.dumps([USER] * 100_000)}', "messages"),
+    "100,000 stop strings": (f'"stop": {json.dumps(["x"] * 100_000)}', "stop"),
+    "100,000 biases": (
+        f'"logit_bias": {json.dumps({str(i): 1 for i in range(100_000)})}',
+        "logit_bias",
+    ),
+    "100,000 tools": (f'"tools": {json.dumps([{"type": "function"}] * 100_000)}', "tools"),
+    "a schema of many values": (
+        f'"response_format": {SCHEMA % json.dumps({"enum": [1] * MAX_VALUES})}',
+        "response_format.json_schema.schema",
+    ),
+    "a deep schema": (
+        f'"response_format": {SCHEMA % nested(300)}',
+        "response_format.json_schema.schema",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LARGE)
+def test_a_huge_request_is_refused_at_once_and_stalls_nobody(
+    what: str, watch: Watch, client: httpx.Client
+) -> None:
+    extra, param = LARGE[what]
+    content = json.dumps({key: value for key, value in HELLO.items() if key not in extra})
+    content = f"{content[:-1]}, {extra}}}"
+    assert len(content) < 4 * 2**20
+    with watch:
+        began = time.perf_counter()
+        response = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+        took_s = time.perf_counter() - began
+    error: dict[str, Any] = error_of(response, 400)
+    assert error["param"].startswith(param)
+    assert took_s < 1
+    assert watch.longest_s < STALL_S, watch.longest_s
+
+
+PART = {"type": "text", "text": "x"}
+ALLOWED: dict[str, list[dict[str, Any]]] = {
+    "as many messages as may be": [USER] * MAX_MESSAGES,
+    "80,000 parts": [{"role": "user", "content": [PART] * 80_000}],
+}
+
+
+@pytest.mark.parametrize("what", ALLOWED)
+def test_what_is_allowed_stalls_nobody_either(
+    what: str, watch: Watch, client: httpx.Client
+) -> None:
+    with watch:
+        body = {**HELLO, "messages": ALLOWED[what], "max_tokens": 1}
+        response = client.post(CHAT, json=body)
+    assert response.status_code == 200
+    assert watch.longest_s < STALL_S, watch.longest_s
