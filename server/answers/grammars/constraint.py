@@ -69,7 +69,7 @@ def json_expression(schema: Any, param: str) -> str:
     text = json_text(schema, param)
     _check_size(text, MAX_SCHEMA_BYTES, param, "invalid_schema")
     try:
-        check_schema(schema)
+        schema = check_schema(schema)
     except UnusableSchema as error:
         message = f"Answers cannot be held to this JSON schema. {error}"
         raise ApiError(400, message, param=param, code="invalid_schema") from None

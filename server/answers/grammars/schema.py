@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 MAX_DEPTH = 64  # brackets inside one another; Rust's parsers stop at 128
 MAX_NODES = 20_000  # schemas inside the schema
@@ -38,6 +39,7 @@ NOTES |= {"default", "example", "examples", "deprecated", "readOnly", "writeOnly
 NOTES |= {"contentMediaType", "contentEncoding", "contentSchema"}
 FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}
 FORMATS |= {"uri"}
+PLAIN = "#/$~!&'()*+,;=:@"  # in a reference, besides letters and digits
 # Written as they are in an answer's strings, or with an escape of their own.
 SHORT_ESCAPES = "\b\t\n\f\r"
 
@@ -57,8 +59,12 @@ class _Node:
     groups: list[list[Path]] = field(default_factory=list)
 
 
-def check_schema(schema: Any) -> None:
-    """Raises UnusableSchema unless answers can be held to ``schema`` in every respect."""
+def check_schema(schema: Any) -> Any:
+    """``schema`` as llguidance reads it.
+
+    Raises:
+        UnusableSchema: answers cannot be held to it in every respect.
+    """
     _check_depth(schema)
     nodes: dict[Path, _Node] = {}
     targets: set[Path] = {()}
@@ -78,6 +84,19 @@ def check_schema(schema: Any) -> None:
     _check_ends(nodes)
     _check_steps(nodes, targets)
     _check_work(nodes)
+    return _with_plain_references(schema, nodes.values())
+
+
+def _with_plain_references(schema: Any, nodes: Iterable[_Node]) -> Any:
+    """References as RFC 3986 wants them: names of definitions may be in any script."""
+    references = {node.path: node.schema["$ref"] for node in nodes if "$ref" in node.schema}
+    plain = {path: quote(unquote(text), safe=PLAIN) for path, text in references.items()}
+    if plain == references:
+        return schema
+    schema = deepcopy(schema)
+    for path, text in plain.items():
+        _at(schema, path)["$ref"] = text
+    return schema
 
 
 def _check_depth(schema: Any) -> None:
@@ -104,6 +123,7 @@ def _node(root: Any, path: Path) -> _Node:
         raise _unusable(path, "a schema is an object, true or false")
     for keyword, value in schema.items():
         _check_keyword(path, keyword, value)
+    _check_interval(path, schema)
     _check_uniqueness(path, schema)
     return _Node(path, schema, list(_groups(path, schema)))
 
@@ -157,8 +177,7 @@ def _check_numbers(path: Path, keyword: str, value: Any) -> None:
 
 
 def _check_bound(path: Path, keyword: str, value: Any) -> None:
-    is_bool = isinstance(value, bool)  # draft 4's exclusiveMinimum
-    if not isinstance(value, int | float) or (is_bool and not keyword.startswith("exclusive")):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise _unusable(path, f"{keyword} is a number")
     if keyword == "multipleOf" and value <= 0:
         raise _unusable(path, f"{keyword} is above 0")
@@ -189,6 +208,17 @@ def _check_length(path: Path, keyword: str, value: Any) -> None:
         raise _unusable(path, f"{keyword} is a whole number of 0 or more")
     if value > MAX_LENGTH:
         raise _unusable(path, f"{keyword} is {value}, the most is {MAX_LENGTH}")
+
+
+def _check_interval(path: Path, schema: dict[str, Any]) -> None:
+    """llguidance (1.9.1) lets 2 through for numbers above 2 and below 2.5."""
+    low, high = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    lowest = max([b for b in (low, schema.get("minimum")) if b is not None], default=-math.inf)
+    highest = min([b for b in (high, schema.get("maximum")) if b is not None], default=math.inf)
+    is_whole = any(b is not None and b == int(b) for b in (low, high))
+    if is_whole and highest - lowest < 1 and schema.get("type") != "integer":
+        what = "no exclusive bound that is a whole number can be held so near the other bound"
+        raise _unusable(path, what)
 
 
 def _check_uniqueness(path: Path, schema: dict[str, Any]) -> None:
