@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from artifacts.errors import InvalidChat
+from server.engine.errors import GrammarTooComplex
 from server.engine.request import (
     Delta,
     EngineStats,
@@ -42,6 +43,7 @@ class Script:
     delay_s: float = 0.0
     hold: asyncio.Event | None = None  # waited for before the first token
     fail_after: int | None = None  # tokens, then finish_reason "error"
+    blames_request: bool = False  # for that error
     refusal: Exception | None = None  # raised by submit
 
 
@@ -85,7 +87,9 @@ class FakeStream:
                 else:
                     await asyncio.sleep(0)
                 if script.fail_after == position:
-                    self._put(Delta(self.request.request_id, finish_reason="error", error="boom"))
+                    cause = GrammarTooComplex("too much") if script.blames_request else None
+                    name = self.request.request_id
+                    self._put(Delta(name, finish_reason="error", error="boom", cause=cause))
                     return
                 if position >= len(script.tokens) and not script.is_endless:
                     self._put(self._delta(EOS, "stop"))
