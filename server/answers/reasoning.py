@@ -25,6 +25,7 @@ EFFORTS: dict[str, int | None] = {
     "medium": 4096,
     "high": 16384,
     "xhigh": None,
+    "max": None,
 }
 
 

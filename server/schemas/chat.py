@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,13 @@ from server.fields import neutral, refuse
 from server.json_values import JsonObject
 from server.schemas.formats import ResponseFormat
 from server.schemas.messages import Message
-from server.schemas.sampling import INT31, MAX_TOP_LOGPROBS, CompatibleFields, SamplingFields
+from server.schemas.sampling import (
+    INT31,
+    MAX_TOP_LOGPROBS,
+    CompatibleFields,
+    Effort,
+    SamplingFields,
+)
 from server.schemas.tools import MAX_TOOLS, Tool, ToolChoice
 
 MAX_MESSAGES = 8192
@@ -46,7 +52,7 @@ class ChatRequest(SamplingFields, CompatibleFields):
     response_format: ResponseFormat | None = Field(
         None, description="the form of the answer, held token by token"
     )
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None, description="how many tokens a reasoning model may think"
     )
     thinking_token_budget: int | None = Field(

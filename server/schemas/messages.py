@@ -16,6 +16,7 @@ class TextPart(StrictBody):
 
     type: Literal["text"]
     text: Text
+    prompt_cache_breakpoint: Any = Field(None, exclude=True, description="a hint; not read")
 
     @model_validator(mode="before")
     @classmethod

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from artifacts.chat_messages import PART_SEPARATOR
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
 from server.json_values import JsonObject
+from server.schemas.sampling import Effort
 
 MAX_ITEMS = 8192
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -220,7 +221,7 @@ class TextOptions(StrictBody):
 class ReasoningOptions(StrictBody):
     """How long a reasoning model may think."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: Effort | None = None
     summary: Annotated[Any, neutral("auto", because="thoughts are shown whole")] = None
     generate_summary: Annotated[Any, neutral("auto", because="thoughts are shown whole")] = None
     context: Annotated[Any, neutral("auto", because="the base's template decides")] = None

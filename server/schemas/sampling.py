@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ StopText = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOP)]
 TokenId = Annotated[int, Field(ge=0, lt=INT31)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Metadata = Annotated[
     dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]],
@@ -80,7 +81,7 @@ class SamplingFields(StrictBody):
         None, ge=-2, le=2, description="OpenAI's formula, over tokens of the answer"
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=2, description="divides positive logits of tokens seen, prompt included"
+        None, ge=0.01, le=2, description="divides positive logits of tokens seen, prompt included"
     )
     logit_bias: dict[TokenName, Bias] | None = Field(
         None, max_length=MAX_BIASES, description="added to the logits of token ids"
@@ -142,6 +143,7 @@ class CompatibleFields(StrictBody):
 
     prompt_cache_key: Text | None = Field(None, description="a hint; changes nothing")
     prompt_cache_retention: Any = Field(None, description="a hint; changes nothing")
+    prompt_cache_options: Annotated[Any, neutral()] = None
     safety_identifier: Text | None = Field(None, description="a hint; changes nothing")
     moderation: Annotated[Any, neutral()] = None
     service_tier: Annotated[Any, neutral("auto", "default")] = None
