@@ -10,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from openai import APIError, OpenAI
 
 from tests.conformance.conftest import ASK, BASE, CHAT, POET, Real
 from tests.server.conftest import wait_until
@@ -247,6 +248,30 @@ def test_plain_completions_stream_what_they_say(real: Real) -> None:
             assert [each for part in parts for each in part] == whole["choices"][index]["logprobs"][
                 key
             ], key
+
+
+def test_an_error_after_the_first_byte_is_an_event_and_the_end(real: Real) -> None:
+    body = {**WILD, "max_tokens": 1800, "ignore_eos": True}
+    late = {"x-request-timeout": "0.4"}
+    with real.http.stream("POST", CHAT, json={**body, "stream": True}, headers=late) as response:
+        assert response.status_code == 200
+        *chunks, last = frames(response.read())
+    assert all("choices" in json.loads(chunk) for chunk in chunks)
+    error = json.loads(last)
+    assert set(error) == {"error"}
+    assert error["error"]["code"] == "request_timeout"
+    with OpenAI(base_url=real.url + "/v1", api_key="none", max_retries=3) as client:
+        stream: Any = client.chat.completions.create(
+            model=POET,
+            messages=ASK,
+            max_tokens=1800,
+            stream=True,
+            extra_body={"ignore_eos": True},
+            extra_headers=late,
+        )
+        assert next(stream).choices[0].delta.role == "assistant"
+        with pytest.raises(APIError, match=r"0\.4"):
+            list(stream)
 
 
 def test_whoever_leaves_in_the_middle_leaves_nothing(real: Real) -> None:
