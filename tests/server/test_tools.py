@@ -205,6 +205,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
         "invalid_value",
     ),
     ({"messages": [USER, called(CALL), USER]}, "messages[1].tool_calls", "invalid_value"),
+    ({"messages": [called(CALL), USER, RESULT]}, "messages[0].tool_calls", "invalid_value"),
     ({"messages": [USER, called(CALL)]}, "messages[1].tool_calls", "invalid_value"),
     ({"messages": [called(CALL, OTHER), RESULT]}, "messages[0].tool_calls", "invalid_value"),
     ({"messages": [called(CALL, CALL)]}, "messages[0].tool_calls[1].id", "invalid_value"),
@@ -267,9 +268,9 @@ async def test_a_speaker_is_named_where_the_template_names_it(
 
 
 async def test_functions_count_among_what_has_to_fit(
-    web: httpx.AsyncClient, engine: FakeEngine, renderer: ChatRenderer
+    web: httpx.AsyncClient, renderer: ChatRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(renderer, "render_prompt", None)  # it is not even rendered
     long = {"type": "function", "function": {"name": "now", "description": "x" * 2_000_000}}
     response = await web.post(URL, json={**HELLO, "tools": [long]})
     assert response.json()["error"]["code"] == "context_length_exceeded"
-    assert not engine.requests
