@@ -60,10 +60,10 @@ def test_a_prompt_that_the_tokenizer_cannot_take_fails_alone(
 ) -> None:
     render = site.server.renderer.render_prompt
 
-    def fail(messages: list[dict[str, Any]]) -> list[int]:
+    def fail(messages: list[dict[str, Any]], **options: Any) -> list[int]:
         if messages[0]["content"].startswith(POISON):
             raise error("tokenizer")
-        return list(render(messages))
+        return list(render(messages, **options))
 
     monkeypatch.setattr(site.server.renderer, "render_prompt", fail)
     poisoned = [{"role": "user", "content": POISON * length}]
