@@ -11,6 +11,8 @@ from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.routing import Route
 
 from server.document.build import document
 from server.errors import install_error_handlers
@@ -75,9 +77,16 @@ def create_app(server: Server) -> FastAPI:
         app.add_middleware(CORSMiddleware, **browser_rules(server.settings))
     for module in ROUTES:
         app.include_router(module.router)
-    # FastAPI's own way to replace the document.
-    app.openapi = partial(document, app, server.settings, server.base.id)  # type: ignore[method-assign]
+    _describe(app, server)
     return app
+
+
+def _describe(app: FastAPI, server: Server) -> None:
+    """Replace FastAPI's document with ours. Making it takes half a second, so that is done in a
+    thread: FastAPI's own route would hold up every stream."""
+    app.openapi = partial(document, app, server.settings, server.base.id)  # type: ignore[method-assign]
+    route = Route(str(app.openapi_url), lambda request: JSONResponse(app.openapi()))
+    app.router.routes.insert(0, route)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ _SENTENCES = ("unknown_parameter", "unsupported_parameter", "invalid_combination
 
 # pydantic's words for these name Python's types, our classes or functions.
 _COUNTED = re.compile("^(List|Dictionary|String) should")
+MAX_FORMS = 16  # that a value may have; pydantic complains of each in turn
 _OBJECT, _FORM = "an object", "of one of the forms that this parameter has"
 _KINDS = {
     "dict_type": _OBJECT,
@@ -97,7 +98,8 @@ def _words(errors: Sequence[Mapping[str, Any]], param: str | None, body: Any) ->
     first = _wanted(errors[0])
     if first is None:
         return str(errors[0]["msg"])
-    same = [_wanted(error) for error in errors if _param(error, body) == param]
+    near = errors[:MAX_FORMS]
+    same = [_wanted(error) for error in near if _param(error, body) == param]
     wanted = list(dict.fromkeys(word for word in same if word is not None))
     return f"it should be {' or '.join(wanted)}"
 
