@@ -37,10 +37,11 @@ def sample(logits: Tensor, rows: Rows[Sequence], eos_token_ids: frozenset[int]) 
     Raises:
         NonFiniteLogits: a row's best is NaN or infinite, which no rule could turn into a token.
     """
+    logprobs = _logprobs(logits, rows)
+    _constrain(logits, rows)
     best, greedy = logits.max(dim=-1)
     if not torch.isfinite(best).all():
         raise NonFiniteLogits("the forward pass produced logits that are not finite")
-    logprobs = _logprobs(logits, rows)
     if any([_adjust(logits[i], seq, eos_token_ids) for i, seq in enumerate(rows)]):
         greedy = logits.argmax(dim=-1)
     tokens = greedy.tolist()
@@ -54,7 +55,7 @@ def sample(logits: Tensor, rows: Rows[Sequence], eos_token_ids: frozenset[int]) 
 
 
 def _adjust(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
-    """Apply all that forbids or favours single tokens to one row; True if anything changed."""
+    """Apply all else that forbids or favours tokens to one row; True if anything changed."""
     if seq.must_end_thinking:
         thinking = seq.request.sampling.thinking
         assert thinking is not None
@@ -62,9 +63,6 @@ def _adjust(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
         row[thinking.end_id] = 0.0
         return True
     changed = _penalise(row, seq)
-    if seq.grammar is not None and not seq.is_thinking:
-        _constrain(row, seq, seq.grammar.mask)
-        changed = True
     return _forbid_end(row, seq, eos_token_ids) or changed
 
 
@@ -90,14 +88,27 @@ def _penalise(row: Tensor, seq: Sequence) -> bool:
     return changed
 
 
-def _constrain(row: Tensor, seq: Sequence, mask: bytes) -> None:
-    """Forbid what the grammar does not allow; thoughts may begin before it does."""
-    allowed = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")[: row.shape[0]]
-    thinking = seq.request.sampling.thinking
-    if thinking is not None and not thinking.is_open and seq.num_generated == 0:
-        allowed[thinking.start_id] = 1
-    row[: len(allowed)].masked_fill_(torch.from_numpy(allowed == 0).to(row.device), -torch.inf)
-    row[len(allowed) :] = -torch.inf
+def _constrain(logits: Tensor, rows: Rows[Sequence]) -> None:
+    """Forbid what grammars do not allow, in all rows at once; thoughts may begin before they do."""
+    held = [i for i, seq in enumerate(rows) if seq.grammar is not None and not seq.is_thinking]
+    if not held:
+        return
+    masks = b"".join([rows[i].grammar.mask for i in held])  # type: ignore[union-attr]
+    packed = np.frombuffer(masks, np.uint8).reshape(len(held), -1)
+    allowed = np.unpackbits(packed, axis=1, bitorder="little")[:, : logits.shape[1]]
+    for place, i in enumerate(held):
+        thinking = rows[i].request.sampling.thinking
+        if thinking is not None and not thinking.is_open and rows[i].num_generated == 0:
+            allowed[place, thinking.start_id] = 1
+    forbidden = torch.from_numpy(allowed == 0).to(logits.device)
+    width = forbidden.shape[1]
+    if width < logits.shape[1]:
+        logits[held, width:] = -torch.inf
+    if len(held) == len(rows):
+        logits[:, :width].masked_fill_(forbidden, -torch.inf)
+    else:
+        for place, i in enumerate(held):
+            logits[i, :width].masked_fill_(forbidden[place], -torch.inf)
 
 
 def _forbid_end(row: Tensor, seq: Sequence, eos_token_ids: frozenset[int]) -> bool:
