@@ -120,7 +120,7 @@ async def beside(client: Client, base: Base, seconds: float) -> dict[str, Any]:
         heavy = asyncio.create_task(_send(client, compiler, constraints, what))
         until = time.perf_counter() + seconds
         await asyncio.gather(
-            *(_stream(client, f"{what}-{i}", c, until, found) for i, c in enumerate(clocked))
+            *(_stream(client, f"{what}-{i}", until, found) for i in range(NUM_BESIDE))
         )
         heavy.cancel()
         with suppress(asyncio.CancelledError):
