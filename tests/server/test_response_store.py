@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import Engine, event
+from sqlalchemy.orm import Session
 
 import server.tables  # noqa: F401  defines the table before create_tables
 from artifacts.database import Database
@@ -27,6 +31,7 @@ from server.comparison.journal import AnswerJournal
 from server.settings import Settings
 from server.state import Server
 from tests.server.conftest import serving
+from tests.server.fakes import FakeEngine
 from tests.server.responses import BASE, URL
 
 Open = Callable[[], ResponseStore]
@@ -279,6 +284,46 @@ def test_a_database_that_is_locked_holds_up_no_answer(
         assert time.monotonic() - began < 2
         assert second.status_code == 200
         other.rollback()
+
+
+async def test_a_database_that_hangs_holds_only_who_goes_on_from_it(
+    web: httpx.AsyncClient, fake_server: Server, engine: FakeEngine
+) -> None:
+    engine.max_model_len = 100_000
+    may_go_on = threading.Event()
+
+    @contextmanager
+    def hang() -> Iterator[Any]:
+        may_go_on.wait(20)
+        with Session() as session:
+            yield session
+
+    fake_server.database.reading = hang  # type: ignore[method-assign]
+    body = {"model": BASE, "input": "hi", "previous_response_id": "no_id"}
+    waiting = [asyncio.create_task(web.post(URL, json=body)) for _ in range(40)]
+    await asyncio.sleep(0.1)
+    long = {"model": BASE, "input": "long " * 2000, "max_output_tokens": 2}
+    async with asyncio.timeout(5):
+        assert (await web.post(URL, json=long)).status_code == 200
+    assert not any(task.done() for task in waiting)
+    may_go_on.set()
+    assert {answer.status_code for answer in await asyncio.gather(*waiting)} == {400}
+
+
+def test_what_is_no_id_is_not_asked_of_the_database(opened: Open, database: Database) -> None:
+    """PostgreSQL takes no NUL, and would say so with an error of ours."""
+    statements: list[str] = []
+
+    def note(*call: Any) -> None:
+        statements.append(call[2])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    for text in ("\0", "resp_\0", "resp_" + "x" * 100, "Robert'); --"):
+        for ask_for in (opened().get, opened().chain, opened().delete):
+            with pytest.raises(NotFound):
+                ask_for(text, "a")
+    event.remove(Engine, "before_cursor_execute", note)
+    assert not [one for one in statements if "SELECT" in one]
 
 
 def test_a_journal_that_cannot_be_written_is_said_and_the_answer_given(

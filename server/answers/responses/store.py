@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import delete, func, select
@@ -32,6 +34,8 @@ MAX_PENDING_BYTES = 256 * 1024 * 1024  # while the database fails; beyond, nothi
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 MAX_CHAIN = 8192  # responses
 IDS_PER_QUERY = 500
+NUM_READERS = 8  # threads
+_ID = re.compile(r"resp_\w{1,64}", re.ASCII)
 
 
 class ChainTooLong(Exception):
@@ -77,6 +81,8 @@ class ResponseStore:
         self._num_bytes = sum(each.num_bytes for each in self._pending.values())
         self._noting = threading.Lock()  # pending and journal say the same
         self._flushing = threading.Lock()
+        # For ``chain``: a disk that hangs must not hold the threads that read long prompts.
+        self.readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="responses")
         self.trouble = Trouble("responses cannot be stored; they wait in memory")
         self.journal_trouble = Trouble("stored responses would not survive a crash")
 
@@ -128,12 +134,9 @@ class ResponseStore:
     def delete(self, response_id: str, owner: str) -> None:
         """For good: once this returns, no crash brings it back. Raises NotFound, StorageError."""
         self.flush()  # else the journal might know it still
-        mine = (ResponseRow.id == response_id) & (ResponseRow.owner == owner)
         with self._database.session() as session:
-            row = session.scalar(select(ResponseRow).where(mine))
-            if row is None:
-                raise _no_response(response_id)
-            session.delete(row)
+            _owned(_read(session, response_id), response_id, owner)
+            session.execute(delete(ResponseRow).where(ResponseRow.id == response_id))
 
     def flush(self) -> None:
         """Write what waits. Raises StorageError; it is kept then."""
@@ -186,6 +189,8 @@ class ResponseStore:
 
 
 def _read(session: Session, response_id: str) -> StoredResponse | None:
+    if _ID.fullmatch(response_id) is None:  # and perhaps no text that a database takes
+        return None
     row = session.scalar(select(ResponseRow).where(ResponseRow.id == response_id))
     if row is None:
         return None
@@ -210,10 +215,6 @@ def _known(session: Session, ids: list[str]) -> set[str]:
 
 def _owned(stored: StoredResponse | None, response_id: str, owner: str) -> StoredResponse:
     if stored is None or stored.owner != owner:
-        raise _no_response(response_id)
+        shown = response_id if len(response_id) <= 80 else response_id[:80] + "…"
+        raise NotFound(f"Response with id {shown!r} not found.")
     return stored
-
-
-def _no_response(response_id: str) -> NotFound:
-    shown = response_id if len(response_id) <= 80 else response_id[:80] + "…"
-    return NotFound(f"Response with id {shown!r} not found.")

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -121,7 +122,8 @@ async def _turns(
     if body.instructions is not None:
         turns.add_text("system", body.instructions, "instructions")
     if body.previous_response_id is not None:
-        for item in await asyncio.to_thread(_before, store, body.previous_response_id, owner):
+        reading = partial(_before, store, body.previous_response_id, owner)
+        for item in await asyncio.get_running_loop().run_in_executor(store.readers, reading):
             turns.add(item, PREVIOUS)
     given = [] if body.input is None else input_items(body.input)
     for index, item in enumerate(given):
