@@ -54,7 +54,7 @@ FEATURES: dict[str, list[Fields]] = {
     "thoughts": [{}, {"reasoning_effort": "none"}, {"thinking_token_budget": 3}],
     "n": [{}, {"n": 3}],
     "scores": [{}, {"logprobs": True}, {"logprobs": True, "top_logprobs": 3}],
-    "length": [{"max_tokens": 30}, {"max_tokens": 3}, {"max_tokens": 12, "min_tokens": 8}],
+    "length": [{"max_tokens": 20}, {"max_tokens": 3}, {"max_tokens": 10, "min_tokens": 6}],
     "stop": [{}, {"stop": ["e", "的"]}, {"stop": '"'}, {"stop_token_ids": [300, 301, 302]}],
     "chance": [{"temperature": 1.3}, {"temperature": 0}, {"top_p": 0.5, "top_k": 9, "min_p": 0.1}],
     "penalties": [{}, {"presence_penalty": 2, "frequency_penalty": -2}, {"repetition_penalty": 2}],

@@ -100,7 +100,7 @@ def test_deltas_are_whole_characters_of_the_text_that_its_tokens_say(real: Real)
     added = real.server.base.tokenizer.added_tokens_decoder.values()
     hidden = {str(token).encode() for token in added if str(token).startswith("<|")}
     is_broken = False
-    for seed in range(8):
+    for seed in range(5):
         body = {**WILD, "seed": seed, "logprobs": True, "ignore_eos": True}
         chunks = streamed(real, body)
         deltas = [choice["delta"].get("content", "") for choice in choices(chunks)]
@@ -168,7 +168,7 @@ def test_an_answer_cut_inside_a_character_shows_what_came(real: Real) -> None:
 
 
 @settings(
-    max_examples=20,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
@@ -220,7 +220,7 @@ def _unstopped(real: Real, seed: int) -> str:
 
 
 def test_usage_of_a_stream_is_the_whole_answers(real: Real) -> None:
-    for fields in ({}, {"n": 3}, {"stop": "的"}, {"max_tokens": 1}):
+    for fields in ({"n": 2}, {"stop": "的"}):
         body = {**WILD, **fields}
         whole = real.post(CHAT, body).json()["usage"]
         chunks = streamed(real, {**body, "stream_options": {"include_usage": True}})

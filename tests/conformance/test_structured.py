@@ -22,7 +22,7 @@ WILD: dict[str, Any] = {
     "max_tokens": 300,
     "reasoning_effort": "none",
 }
-SEEDS = range(3)
+SEEDS = range(2)
 
 
 class Mood(enum.StrEnum):
@@ -114,7 +114,7 @@ def test_a_schema_by_hand_is_followed_strict_or_not(client: OpenAI) -> None:
     for strict in (True, False, None):
         wanted: Any = {"name": "where", "schema": schema, "strict": strict}
         answer = client.chat.completions.create(
-            **WILD, seed=7, n=4, response_format={"type": "json_schema", "json_schema": wanted}
+            **WILD, seed=7, n=3, response_format={"type": "json_schema", "json_schema": wanted}
         )
         for choice in answer.choices:
             assert choice.finish_reason == "stop"

@@ -84,7 +84,7 @@ def test_the_whole_loop(client: OpenAI) -> None:
     assert second.usage.prompt_tokens > answer.usage.prompt_tokens + 20
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_required_calls_follow_their_schemas_streamed_as_whole(client: OpenAI, seed: int) -> None:
     whole = client.chat.completions.create(**FORCED, seed=seed).choices[0]
     calls: Any = whole.message.tool_calls
@@ -168,8 +168,8 @@ def test_allowed_tools_leave_out_the_others(client: OpenAI) -> None:
 
 
 def test_at_most_one_call_where_parallel_ones_are_not_wanted(client: OpenAI) -> None:
-    answer = client.chat.completions.create(**FORCED, n=8, seed=3, parallel_tool_calls=False)
-    assert [len(choice.message.tool_calls or []) for choice in answer.choices] == [1] * 8
+    answer = client.chat.completions.create(**FORCED, n=4, seed=3, parallel_tool_calls=False)
+    assert [len(choice.message.tool_calls or []) for choice in answer.choices] == [1] * 4
     many = client.chat.completions.create(**FORCED, n=8, seed=3)
     assert max(len(choice.message.tool_calls or []) for choice in many.choices) > 1
 
@@ -180,7 +180,7 @@ def test_auto_may_answer_with_text_and_none_never_calls(client: OpenAI) -> None:
         fields: dict[str, Any] = {**WILD, "model": BASE, "temperature": 0, "max_tokens": 20}
         answer = client.chat.completions.create(**fields, tools=tools, tool_choice=choice)
         assert answer.choices[0].message.content or answer.choices[0].message.tool_calls
-        wild = {**WILD, "max_tokens": 60, "n": 4, "seed": 2, "logit_bias": TOWARDS_CALLS}
+        wild = {**WILD, "max_tokens": 40, "n": 2, "seed": 2, "logit_bias": TOWARDS_CALLS}
         tried: Any = choice
         for one in client.chat.completions.create(**wild, tools=tools, tool_choice=tried).choices:
             assert "tool_call>" not in (one.message.content or "")
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_named(client: OpenAI, fields: dict[str, Any], param: s
 
 def test_arguments_that_are_cut_off_are_sent_as_far_as_they_came(client: OpenAI) -> None:
     whole: Any = client.chat.completions.create(**FORCED, seed=1).choices[0].message.tool_calls[0]
-    for limit in range(1, 14):
+    for limit in (1, 2, 3, 5, 8, 12, 13):
         short = {**FORCED, "max_tokens": limit}
         choice = client.chat.completions.create(**short, seed=1).choices[0]
         assert choice.finish_reason == "length"

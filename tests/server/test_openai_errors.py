@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI, OpenAI
 
 from artifacts.errors import Conflict
+from server.answers import generation
 from server.app import create_app
 from server.engine.errors import EngineClosed, EngineOverloaded, OutOfMemory
 from server.settings import Settings
@@ -113,8 +114,7 @@ def test_a_wrong_key_is_not_tried_again(live: Live) -> None:
             assert caught.value.code == "invalid_api_key"
 
 
-@pytest.mark.parametrize("ask", [chat, stream])
-def test_it_comes_back_when_it_was_told_to(live: Live, engine: FakeEngine, ask: Ask) -> None:
+def test_it_comes_back_when_it_was_told_to(live: Live, engine: FakeEngine) -> None:
     submit = engine.submit
     refused_at: list[float] = []
 
@@ -126,13 +126,16 @@ def test_it_comes_back_when_it_was_told_to(live: Live, engine: FakeEngine, ask: 
 
     engine.submit = once_full  # type: ignore[method-assign]
     with user(live, max_retries=2) as client:
-        assert ask(client)
+        assert chat(client)
     # Left to itself it would come after half a second.
     assert time.monotonic() - refused_at[0] >= 0.95
     assert len(engine.requests) == 1
 
 
-def test_what_fails_before_the_first_byte_is_tried_again(live: Live, engine: FakeEngine) -> None:
+def test_what_fails_before_the_first_byte_is_tried_again(
+    live: Live, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_LATER", {"Retry-After": "0.1"})
     engine.script.fail_after = 0
 
     def recovers(request: Any) -> Any:
