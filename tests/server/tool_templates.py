@@ -26,9 +26,12 @@ DEEPSEEK = (
 )
 # As DeepSeek-V3.1 does it.
 DEEPSEEK31 = (
-    SHOWN + START + "{% if m.tool_calls %}<｜tool▁calls▁begin｜>{% endif %}" + EACH + "<｜tool▁call"
-    "▁begin｜>{{ c.function.name }}<｜tool▁sep｜>{{ c.function.arguments | tojson }}<｜tool▁call▁end｜>"
-    "{% endfor %}{% if m.tool_calls %}<｜tool▁calls▁end｜>{% endif %}" + END
+    SHOWN
+    + START
+    + "{% if m.tool_calls %}<｜tool▁calls▁begin｜>{% endif %}"
+    + EACH
+    + "<｜tool▁call▁begin｜>{{ c.function.name }}<｜tool▁sep｜>{{ c.function.arguments | tojson }}"
+    "<｜tool▁call▁end｜>{% endfor %}{% if m.tool_calls %}<｜tool▁calls▁end｜>{% endif %}" + END
 )
 # As Llama 3.1 does it: one call, and nothing but it.
 LLAMA = (
