@@ -146,8 +146,8 @@ async def test_what_else_is_refused(
 async def test_an_expression_that_doubles_itself_is_refused_before_it_fills_the_memory(
     grammars: GrammarCompiler,
 ) -> None:
-    lines = ["start: T17", 'T0: "a"?', *(f"T{i + 1}: T{i} T{i}" for i in range(17))]
-    with pytest.raises(ApiError, match="too big"):
+    lines = ["start: T14", 'T0: "a"?', *(f"T{i + 1}: T{i} T{i}" for i in range(14))]
+    with pytest.raises(ApiError, match="too big"):  # and not later, 2 s and 500 MB further on
         await grammars.compile(Constraint("\n".join(lines), "p"))
 
 
@@ -294,15 +294,19 @@ async def test_equal_texts_compile_once_and_two_at_a_time(monkeypatch: pytest.Mo
 
 async def test_whoever_leaves_spoils_it_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     slow, grammars = Slow(monkeypatch, 0.1), new_compiler()
-    stays, leaves = (asyncio.create_task(grammars.compile(Constraint("a", "p"))) for _ in "ab")
-    others = [asyncio.create_task(grammars.compile(Constraint(t, "p"))) for t in "bcd"]
-    await asyncio.sleep(0.02)
-    for task in (leaves, *others):
+
+    def asks(text: str) -> asyncio.Task[Grammar]:
+        return asyncio.create_task(grammars.compile(Constraint(text, "p")))
+
+    first, second, leaves, stays, alone = (asks(text) for text in "abccd")
+    await asyncio.sleep(0.02)  # two are being compiled, the others wait
+    for task in (second, leaves, alone):
         task.cancel()
+    assert await first is not None
     assert await stays is not None
-    await asyncio.sleep(0.3)
-    assert sorted(slow.texts) == ["a", "b"]  # who had left is not worked for
-    assert await grammars.compile(Constraint("c", "p")) is not None  # and may come back
+    await asyncio.sleep(0.2)
+    assert sorted(slow.texts) == ["a", "b", "c"]  # who had left alone is not worked for
+    assert await grammars.compile(Constraint("d", "p")) is not None  # and may come back
 
 
 async def test_each_asker_is_told_its_own_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +333,8 @@ async def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await ask("d") == 1  # b, which nobody has asked for since, has to go
     assert await ask("a", "c", "d") == 0
     assert await ask("b") == 1
-    assert await ask("x" * 90) == 1  # and others, for its bytes
-    assert await ask("c") == 1
+    assert await ask("x" * 90, "y" * 90) == 2
+    assert await ask("x" * 90) == 1  # which had to go for its bytes
 
 
 async def test_a_base_without_a_fast_tokenizer_says_so() -> None:
@@ -389,10 +393,10 @@ async def test_no_form_stalls_the_event_loop(
     bodies = [schema_body(wide(90) | {"title": str(i)}) for i in range(4)] + HEAVY
     assert 90_000 < len(json.dumps(bodies[0])) < 200_000
     async with longest_gap() as gap:
-        asked = (web.post("/v1/chat/completions", json=body) for body in bodies)
-        codes = {answer.status_code for answer in await asyncio.gather(*asked)}
-        assert codes <= {200, 400}
-        assert gap() < 0.25  # parsing 4 bodies of 100 kB one after the other is most of it
+        for body in bodies:  # parsing several at once would add up
+            code = (await web.post("/v1/chat/completions", json=body)).status_code
+            assert code in (200, 400)
+        assert gap() < 0.5
 
 
 async def test_a_grammar_that_takes_too_long_is_the_requests_fault(
