@@ -44,7 +44,7 @@ CHECKS = [
 ]
 
 
-NUM_COVERED = 60  # cases of an operation out of schemathesis' own list, spread over it
+NUM_COVERED = 30  # cases of an operation out of schemathesis' own list, spread over it
 NUM_DRAWN = 4  # good ones, and as many bad ones
 
 draw = hypothesis.settings(
