@@ -9,16 +9,9 @@ from collections.abc import Iterator
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from openai.types import completion_create_params
 from openai.types.chat import ChatCompletionMessageParam
-from openai.types.chat import completion_create_params as chat_create_params
-from openai.types.responses import response_create_params
-from pydantic import BaseModel
 
 from server.engine.errors import EngineOverloaded
-from server.schemas.chat import ChatRequest
-from server.schemas.completion import CompletionRequest
-from server.schemas.responses import ResponsesRequest
 from tests.server.conftest import Live, Publish, wait_until
 from tests.server.fakes import FakeEngine
 
@@ -101,7 +94,9 @@ def test_every_refusal_is_the_exception_that_users_expect(
         client.chat.completions.create(model=BASE, messages=HELLO, temperature=3)
     assert bad.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(model=BASE, messages=HELLO, modalities=["text", "audio"])
+        client.chat.completions.create(
+            model=BASE, messages=HELLO, modalities=["text", "audio"]
+        )
     assert unsupported.value.code == "unsupported_parameter"
     engine.script.refusal = EngineOverloaded("full", retry_after_s=1)
     with pytest.raises(openai.RateLimitError):
@@ -157,17 +152,3 @@ async def test_many_async_streams_at_once(live: Live, engine: FakeEngine) -> Non
         texts = await asyncio.gather(*(one(client, i) for i in range(32)))
     assert texts == ["Hello, world!"] * 32
     assert not engine.aborted
-
-
-@pytest.mark.parametrize(
-    ("params", "schema"),
-    [
-        (chat_create_params.CompletionCreateParamsBase, ChatRequest),
-        (completion_create_params.CompletionCreateParamsBase, CompletionRequest),
-        (response_create_params.ResponseCreateParamsBase, ResponsesRequest),
-    ],
-)
-def test_every_parameter_of_the_client_is_known(params: type, schema: type[BaseModel]) -> None:
-    """Honoured or refused with a reason, but never "unknown"."""
-    known = {field.alias or name for name, field in schema.model_fields.items()}
-    assert set(params.__annotations__) - known == set()
