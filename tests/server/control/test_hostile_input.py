@@ -104,7 +104,16 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 DEEP: Any = "x"
 for _ in range(400):
     DEEP = [DEEP]
-NASTY = ("\ud800", float("nan"), float("inf"), {"\udfff": 1}, DEEP, -(10**40), {"$ref": "#"}, [[]])
+NASTY: tuple[Any, ...] = (
+    "\ud800",
+    float("nan"),
+    float("inf"),
+    {"\udfff": 1},
+    DEEP,
+    -(10**40),
+    {"$ref": "#"},
+    [[]],
+)
 
 
 async def test_nothing_nasty_anywhere_in_a_body_is_our_failure(
