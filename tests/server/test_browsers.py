@@ -80,9 +80,9 @@ async def test_a_page_of_this_machine_is(web: httpx.AsyncClient, origin: str) ->
 @pytest.mark.parametrize("text", ["chat.example.com", "https://a.example/path", "https://"])
 def test_what_is_no_origin_stops_the_start(text: str) -> None:
     with pytest.raises(ValidationError, match="write origins as"):
-        Settings(allowed_origins=text)  # type: ignore[arg-type]
+        Settings(allowed_origins=text)
 
 
 def test_origins_are_separated_by_commas() -> None:
-    given = Settings(allowed_origins=f"{PAGE}, http://localhost:3000")  # type: ignore[arg-type]
+    given = Settings(allowed_origins=f"{PAGE}, http://localhost:3000")
     assert given.allowed_origins == (PAGE, "http://localhost:3000")
