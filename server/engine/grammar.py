@@ -46,7 +46,7 @@ class Grammar:
         # The first mask takes longest: here nobody else waits for it.
         self._first_mask = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise InvalidGrammar(self._matcher.get_error())
+            raise InvalidGrammar(_problem(self._matcher))
 
     def start(self) -> GrammarState:
         """The state of a new answer."""
@@ -76,10 +76,16 @@ class GrammarState:
         self._left_s += SHARE_S - (time.thread_time() - started)
         if self._matcher.is_error():
             raise GrammarTooComplex(
-                f"the answer cannot go on under its grammar: {self._matcher.get_error()}"
+                f"the answer cannot go on under its grammar: {_problem(self._matcher)}"
             )
         if self._left_s < 0:
             raise GrammarTooComplex(
                 f"the grammar takes more than {1000 * SHARE_S:g} ms for each token of the answer; "
                 "make it less ambiguous"
             )
+
+
+def _problem(matcher: LLMatcher) -> str:
+    """What llguidance says is wrong, in words that a client can use."""
+    text = matcher.get_error().removesuffix("<non-verbose/>").strip()
+    return "it admits no text at all" if text == "NoExtensionBias" else text

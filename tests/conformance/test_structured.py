@@ -166,6 +166,15 @@ def test_what_cannot_be_followed_is_refused_by_name(client: OpenAI) -> None:
         assert (refused.value.param or "").startswith("structured_outputs"), outputs
 
 
+def test_why_a_form_is_refused_can_be_read(client: OpenAI) -> None:
+    never = {"regex": "[^\\s\\S]"}, {"grammar": "start: a\na: a"}
+    endless = {"regex": "(.{0,1000}){1,1000}"}
+    for outputs, why in [*((each, "admits no text") for each in never), (endless, "too many")]:
+        with pytest.raises(openai.BadRequestError, match=why) as refused:
+            client.chat.completions.create(**WILD, extra_body={"structured_outputs": outputs})
+        assert "<" not in refused.value.message
+
+
 def test_two_forms_at_once_are_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(

@@ -126,7 +126,7 @@ async def test_a_schema_that_cannot_be_held_is_refused_by_its_place(
         ({"grammar": 'start: %json {"not": {}}'}, "grammar", "invalid_schema", "'not'"),
         ({"grammar": "start: %json"}, "grammar", "invalid_grammar", "no JSON"),
         ({"grammar": "start: " + "(" * 9000}, "grammar", "invalid_grammar", "nested"),
-        ({"grammar": "start: start"}, "grammar", "invalid_grammar", "NoExtension"),
+        ({"grammar": "start: start"}, "grammar", "invalid_grammar", "admits no text"),
         ({"json": "{"}, "json", "invalid_schema", "not JSON"),
         ({"json": "false"}, "json", "invalid_schema", "no answer"),
         ({"json": '"object"'}, "json", "invalid_schema", "a schema is an object"),
