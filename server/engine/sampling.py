@@ -94,13 +94,13 @@ def _constrain(logits: Tensor, rows: Rows[Sequence]) -> None:
     if not held:
         return
     masks = b"".join([rows[i].grammar.mask for i in held])  # type: ignore[union-attr]
-    packed = np.frombuffer(masks, np.uint8).reshape(len(held), -1)
-    allowed = np.unpackbits(packed, axis=1, bitorder="little")[:, : logits.shape[1]]
+    packed = ~np.frombuffer(masks, np.uint8).reshape(len(held), -1)
+    bits = np.unpackbits(packed, axis=1, bitorder="little")[:, : logits.shape[1]]
     for place, i in enumerate(held):
         thinking = rows[i].request.sampling.thinking
         if thinking is not None and not thinking.is_open and rows[i].num_generated == 0:
-            allowed[place, thinking.start_id] = 1
-    forbidden = torch.from_numpy(allowed == 0).to(logits.device)
+            bits[place, thinking.start_id] = 0
+    forbidden = torch.from_numpy(bits.view(np.bool_)).to(logits.device)
     width = forbidden.shape[1]
     if width < logits.shape[1]:
         logits[held, width:] = -torch.inf
