@@ -8,6 +8,7 @@ the tokenizer calls special is special.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -16,6 +17,7 @@ from server.answers.token_text import raw_bytes
 
 SPACE = "▁"  # SentencePiece's
 NO_TEXT = b"\xff"
+NUM_KEPT, MAX_KEPT = 4096, 64  # texts whose ids are kept, bytes of one
 
 
 def read_vocabulary(tokenizer: Any, vocab_size: int, eos_ids: Collection[int]) -> LLTokenizer:
@@ -42,9 +44,16 @@ class _Words:
         ]
         self._of_byte = {token: i for i, token in enumerate(self.tokens) if len(token) == 1}
         self._break = self._encode("\n")
+        self._ids_of = lru_cache(NUM_KEPT)(self._find_ids)
 
     def __call__(self, text: bytes) -> list[int]:
-        """The ids that a model is used to see for ``text``; some ids that say it if not those."""
+        """The ids that a model is used to see for ``text``; some ids that say it if not those.
+
+        Called while masks are made, and mostly for the same texts again: what a grammar demands.
+        """
+        return self._ids_of(text) if len(text) <= MAX_KEPT else self._find_ids(text)
+
+    def _find_ids(self, text: bytes) -> list[int]:
         wanted = text.decode("utf-8", "replace")
         if self._says(ids := self._encode(wanted), text):
             return ids
