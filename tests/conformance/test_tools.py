@@ -146,7 +146,7 @@ async def test_the_async_helper_tells_the_same(client: OpenAI, async_client: Asy
 def test_a_named_function_is_the_only_one_called(client: OpenAI) -> None:
     for name in ("FindOrder", "Refund"):
         named: Any = {"type": "function", "function": {"name": name}}
-        answer = client.chat.completions.create(**{**FORCED, "tool_choice": named}, n=4, seed=1)
+        answer = client.chat.completions.create(**{**FORCED, "tool_choice": named}, n=2, seed=1)
         for choice in answer.choices:
             assert choice.finish_reason == "stop"  # OpenAI's word where the client chose
             calls: Any = choice.message.tool_calls
@@ -160,7 +160,7 @@ def test_allowed_tools_leave_out_the_others(client: OpenAI) -> None:
         "type": "allowed_tools",
         "allowed_tools": {"mode": "required", "tools": [one]},
     }
-    answer = client.chat.completions.create(**{**FORCED, "tool_choice": allowed}, n=4, seed=1)
+    answer = client.chat.completions.create(**{**FORCED, "tool_choice": allowed}, n=2, seed=1)
     for choice in answer.choices:
         assert choice.finish_reason == "tool_calls"
         calls: Any = choice.message.tool_calls
@@ -192,7 +192,7 @@ def test_a_format_and_tools_go_together(client: OpenAI) -> None:
         title: str = Field(max_length=8)
 
     fields: dict[str, Any] = {**WILD, "tools": TOOLS, "response_format": Summary, "seed": 5}
-    for choice in client.chat.completions.parse(**fields, n=4).choices:
+    for choice in client.chat.completions.parse(**fields, n=2).choices:
         if choice.message.tool_calls:
             assert choice.finish_reason == "tool_calls"
         else:
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_named(client: OpenAI, fields: dict[str, Any], param: s
 
 def test_arguments_that_are_cut_off_are_sent_as_far_as_they_came(client: OpenAI) -> None:
     whole: Any = client.chat.completions.create(**FORCED, seed=1).choices[0].message.tool_calls[0]
-    for limit in (1, 2, 3, 5, 8, 12, 13):
+    for limit in (1, 3, 8, 12):
         short = {**FORCED, "max_tokens": limit}
         choice = client.chat.completions.create(**short, seed=1).choices[0]
         assert choice.finish_reason == "length"

@@ -92,16 +92,15 @@ ASKED: list[tuple[Ask, type[openai.APIStatusError]]] = [
 ]
 
 
-@pytest.mark.parametrize(("ask", "raised"), ASKED)
-def test_what_a_request_is_at_fault_for(
-    live: Live, ask: Ask, raised: type[openai.APIStatusError]
-) -> None:
-    with user(live) as client, pytest.raises(raised) as caught:
-        ask(client)
-    assert not isinstance(caught.value, openai.UnprocessableEntityError)  # 422 is FastAPI's word
-    body: Any = caught.value.response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
+def test_what_a_request_is_at_fault_for(live: Live) -> None:
+    with user(live) as client:
+        for ask, raised in ASKED:
+            with pytest.raises(raised) as caught:
+                ask(client)
+            assert type(caught.value) is raised  # never 422, which is FastAPI's word
+            body: Any = caught.value.response.json()
+            assert set(body) == {"error"}
+            assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
 def test_a_wrong_key_is_not_tried_again(live: Live) -> None:
