@@ -94,9 +94,7 @@ def test_every_refusal_is_the_exception_that_users_expect(
         client.chat.completions.create(model=BASE, messages=HELLO, temperature=3)
     assert bad.value.param == "temperature"
     with pytest.raises(openai.BadRequestError) as unsupported:
-        client.chat.completions.create(
-            model=BASE, messages=HELLO, modalities=["text", "audio"]
-        )
+        client.chat.completions.create(model=BASE, messages=HELLO, modalities=["text", "audio"])
     assert unsupported.value.code == "unsupported_parameter"
     engine.script.refusal = EngineOverloaded("full", retry_after_s=1)
     with pytest.raises(openai.RateLimitError):
