@@ -12,11 +12,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 LOCK_FILE = "lock"
+FOLDER = "folder"
 UNLOCKED_STALE_S = 24 * 3600
 
 
@@ -25,18 +26,18 @@ def scratch_folder(tmp: Path, prefix: str) -> Iterator[Path]:
     """A new folder on the file system of ``tmp``; gone afterwards, if it was not moved away."""
     root, lock = _make(tmp, prefix)
     try:
-        folder = root / "folder"
+        folder = root / FOLDER
         folder.mkdir()
         yield folder
     finally:
-        shutil.rmtree(root, ignore_errors=True)
+        _remove(root)
         lock.close()
 
 
 def clear_scratch(tmp: Path) -> list[Path]:
     """Remove what nobody works in any more; returns what was removed.
 
-    What has no lock was put there by somebody else, and gets a day.
+    What has no lock and is not empty was put there by somebody else, and gets a day.
     """
     return [path for path in sorted(tmp.iterdir()) if _clear(path)]
 
@@ -44,7 +45,10 @@ def clear_scratch(tmp: Path) -> list[Path]:
 def _make(tmp: Path, prefix: str) -> tuple[Path, IO[str]]:
     while True:
         root = Path(tempfile.mkdtemp(prefix=prefix, dir=tmp))
-        lock = (root / LOCK_FILE).open("w")
+        try:
+            lock = (root / LOCK_FILE).open("w")
+        except FileNotFoundError:  # somebody who clears found it empty
+            continue
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (root / LOCK_FILE).exists():
             return root, lock
@@ -63,11 +67,20 @@ def _clear(path: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
     return True
 
 
+def _remove(root: Path) -> None:
+    """The lock last: whoever is killed meanwhile leaves something that can still be cleared."""
+    shutil.rmtree(root / FOLDER, ignore_errors=True)
+    shutil.rmtree(root, ignore_errors=True)
+
+
 def _clear_unlocked(path: Path) -> bool:
+    with suppress(OSError):  # its maker was killed before the lock, or behind it
+        path.rmdir()
+        return True
     try:
         if time.time() - os.lstat(path).st_mtime < UNLOCKED_STALE_S:
             return False

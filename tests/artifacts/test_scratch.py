@@ -67,12 +67,33 @@ def test_what_a_living_process_works_in_stays_and_what_a_killed_one_left_goes(
 def test_what_somebody_else_put_there_gets_a_day(tmp_path: Path) -> None:
     for name in ("fresh", "old"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "work").touch()
         (tmp_path / f"{name}.file").touch()
     yesterday = time.time() - 25 * 3600
     for name in ("old", "old.file"):
         os.utime(tmp_path / name, (yesterday, yesterday))
     assert [path.name for path in clear_scratch(tmp_path)] == ["old", "old.file"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "fresh.file"]
+
+
+def test_what_was_left_empty_goes_at_once(tmp_path: Path) -> None:
+    """A maker that is killed before it has locked its folder leaves this."""
+    (tmp_path / "import-1").mkdir()
+    assert [path.name for path in clear_scratch(tmp_path)] == ["import-1"]
+
+
+def test_the_lock_is_the_last_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is killed while it removes its folder leaves something that can be cleared."""
+    removed: list[str] = []
+
+    def remove(path: Path, ignore_errors: bool) -> None:
+        removed.append(path.name)
+        assert (root / "lock").exists()
+
+    with scratch_folder(tmp_path, "a-") as folder:
+        root = folder.parent
+        monkeypatch.setattr("artifacts.scratch.shutil.rmtree", remove)
+    assert removed == ["folder", root.name]
 
 
 def test_clearing_never_takes_a_folder_that_is_being_made(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ from artifacts.database import Database
 from artifacts.home import Home
 from artifacts.importing import _draft
 from artifacts.registry import Registry
-from artifacts.scratch import LOCK_FILE
 from server.jobs.states import ON_CHILD
 from server.tables import FileRow, JobRow
 from tests.conftest import PeftAdapter, TinyBase
@@ -90,9 +89,7 @@ class Killer:
     def kill(self, server: Forked) -> None:
         server.signal(signal.SIGKILL)
         assert server.wait() == -signal.SIGKILL, server.said
-        # A folder that was made a moment before the kill has no lock yet, and gets a day.
-        folders = self._place.home.tmp.iterdir()
-        self.left_in_tmp = {path for path in folders if (path / LOCK_FILE).exists()}
+        self.left_in_tmp = set(self._place.home.tmp.iterdir())
         with self._place.registry.database.reading() as session:
             running = session.query(JobRow).filter(JobRow.status.in_(ON_CHILD))
             self.left_jobs = {job.id: job.pid for job in running}
