@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from server.fields import neutral, refuse
 from server.json_values import JsonObject
 from server.schemas.formats import ResponseFormat
-from server.schemas.messages import Message
+from server.schemas.messages import Messages
 from server.schemas.sampling import (
     INT31,
     MAX_TOP_LOGPROBS,
@@ -25,7 +25,7 @@ MAX_MESSAGES = 8192
 class ChatRequest(SamplingFields, CompatibleFields):
     """OpenAI's body, with vLLM's extensions."""
 
-    messages: list[Message] = Field(
+    messages: Messages = Field(
         min_length=1,
         max_length=MAX_MESSAGES,
         description="the chat so far; the base's template renders it",

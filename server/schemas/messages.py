@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from artifacts.chat_messages import PART_SEPARATOR
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
 from server.json_values import JsonObject
+
+MAX_PARTS = 16_384  # together: each takes some 10 µs in which no stream goes on
+
+
+def few_parts(messages: Any) -> Any:
+    """The messages, or items, unless they have too many parts, for the price of counting them."""
+    given = messages if isinstance(messages, list) else ()
+    lists = [
+        one.get(key) for one in given if isinstance(one, dict) for key in ("content", "output")
+    ]
+    num = sum(len(parts) for parts in lists if isinstance(parts, list))
+    if num > MAX_PARTS:
+        message = "{num} parts of contents, at most {most} are accepted together; join their texts"
+        raise PydanticCustomError("too_many_parts", message, {"num": num, "most": MAX_PARTS})
+    return messages
 
 
 class TextPart(StrictBody):
@@ -76,3 +92,6 @@ class Message(StrictBody):
         if self.content is None and not (self.role == "assistant" and has_more):
             raise refuse("missing", "content is required.", "content")
         return self
+
+
+Messages = Annotated[list[Message], BeforeValidator(few_parts)]

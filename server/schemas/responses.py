@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from server.fields import OneOrMany, StrictBody, Text, neutral, refuse
 from server.json_values import JsonObject
+from server.schemas.messages import few_parts
 from server.schemas.response_items import (
     MAX_ITEMS,
     InputItem,
@@ -30,7 +31,8 @@ Includable = Literal[
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 ]
-Input = OneOrMany[Text, Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS)]]
+Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_ITEMS)]
+Input = Annotated[OneOrMany[Text, Items], BeforeValidator(few_parts)]
 ResponseId = Annotated[Text, Field(min_length=1, max_length=128)]
 _NO_CONVERSATIONS = "name the previous response in previous_response_id"
 

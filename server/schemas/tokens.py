@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from server.fields import StrictBody, Text, neutral, refuse
 from server.json_values import JsonObject
 from server.schemas.chat import MAX_MESSAGES
-from server.schemas.messages import Message
+from server.schemas.messages import Messages
 from server.schemas.sampling import TokenId
 from server.schemas.tools import MAX_TOOLS, Tool
 
@@ -26,7 +26,7 @@ class TokenizeRequest(StrictBody):
         None, description="any: all share the base", examples=["loraloop-embedded"]
     )
     prompt: Text | None = Field(None, description="a plain text", examples=["Where is my order?"])
-    messages: list[Message] | None = Field(
+    messages: Messages | None = Field(
         None, min_length=1, max_length=MAX_MESSAGES, description="a chat, as in a completion"
     )
     add_special_tokens: bool | None = Field(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from server.json_values import MAX_VALUES
 from server.schemas.chat import MAX_MESSAGES
+from server.schemas.messages import MAX_PARTS
 from tests.server.conftest import Live
 from tests.server.fakes import FakeEngine
 from tests.server.test_bad_input import CHAT, HELLO, error_of
@@ -70,6 +71,10 @@ LARGE: dict[str, tuple[str, str]] = {
         f'"messages": {json.dumps([{"role": 5, "content": 5}] * MAX_MESSAGES)}',
         "messages[0].role",
     ),
+    "80,000 parts": (
+        f'"messages": {json.dumps([{"role": "user", "content": [{"type": "text"}] * 40_000}] * 2)}',
+        "messages",
+    ),
     "100,000 stop strings": (f'"stop": {json.dumps(["x"] * 100_000)}', "stop"),
     "100,000 biases": (
         f'"logit_bias": {json.dumps({str(i): 1 for i in range(100_000)})}',
@@ -108,7 +113,7 @@ def test_a_huge_request_is_refused_at_once_and_stalls_nobody(
 PART = {"type": "text", "text": "x"}
 ALLOWED: dict[str, list[dict[str, Any]]] = {
     "as many messages as may be": [USER] * MAX_MESSAGES,
-    "80,000 parts": [{"role": "user", "content": [PART] * 80_000}],
+    "as many parts as may be": [{"role": "user", "content": [PART] * MAX_PARTS}],
 }
 
 

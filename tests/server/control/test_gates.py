@@ -14,7 +14,7 @@ from server.jobs.view import job_json
 from server.paging import Paging
 from tests.server.conftest import Live
 from tests.server.control.conftest import AdapterEngine, MakeControl, Publish, Trained, running
-from tests.server.control.scripts import GOOD, events, reach, submit
+from tests.server.control.scripts import GOOD, events, reach, submit, until
 
 FAILED = GateResult(name="held_out_loss", value=2.5, threshold=2.0, passed=False)
 
@@ -55,8 +55,9 @@ async def test_the_job_fails_with_gate_and_names_the_version_that_can_be_asked(
         told = events(control, job)
         assert not [event for event in told if "New fine-tuned model" in event.message]
         assert (told[-1].level, told[-1].message) == ("error", job.error["message"])
-        trail = AuditLog(registry.database).page(Paging(limit=10))
-        assert [entry.action for entry in trail.items] == ["adapter.publish"]
+        trail = AuditLog(registry.database)
+        await until(lambda: trail.page(Paging(limit=10)).items != [])  # it is told last of all
+        assert [each.action for each in trail.page(Paging(limit=10)).items] == ["adapter.publish"]
 
 
 def test_its_number_answers_and_no_other_name_does(http: httpx.Client, publish: Publish) -> None:
