@@ -42,7 +42,7 @@ class Real:
         return self.http.post(path, json=body)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     root = tmp_path_factory.mktemp("conformance")
     given: dict[str, Any] = {"dtype": "float32", "kv_cache_tokens": 16384, "num_threads": 1}
