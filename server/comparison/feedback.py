@@ -7,27 +7,21 @@ be scored.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 import threading
 import time
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
 
-from artifacts.database import BUSY_TIMEOUT_S, Database
-from artifacts.errors import InvalidInput, NotFound, StorageBusy, StorageError
+from artifacts.database import Database
+from artifacts.errors import InvalidInput, NotFound
 from artifacts.storage import storage_errors
+from server.batches import BatchWriter, known_ids
 from server.comparison.journal import AnswerJournal, Record
 from server.tables import AnswerRow, FeedbackRow
 from server.trouble import Trouble
 
-log = logging.getLogger("loraloop.server")
-
-FLUSH_EVERY_S = 0.5
 PRUNE_EVERY = 1_000  # answers
-IDS_PER_QUERY = 500
 MAX_COMMENT = 4_000  # characters
 
 
@@ -40,9 +34,11 @@ class Feedback:
         self._max_answers = max_answers
         self._pending: dict[str, Record] = {each["id"]: each for each in journal.read()}
         self._noting = threading.Lock()  # pending and journal say the same
-        self._flushing = threading.Lock()
         self._since_prune = 0
         self.trouble = Trouble("answers cannot be recorded; they wait in memory")
+        self._writer = BatchWriter(
+            self._write, lambda: bool(self._pending), self.trouble, "answers"
+        )
         self._journal_trouble = Trouble("answers would not survive a crash")
 
     def note_answer(
@@ -107,17 +103,12 @@ class Feedback:
             return row
 
     def flush(self) -> None:
-        """Write the answers noted so far. Raises StorageError; they are kept then."""
-        if not self._flushing.acquire(timeout=BUSY_TIMEOUT_S):
-            raise StorageBusy("earlier answers are still being written; try again")
-        try:
-            self._write()
-        except StorageError as error:
-            self.trouble.begin(error)
-            raise
-        finally:
-            self._flushing.release()
-        self.trouble.end()
+        """Write what waits. Raises StorageError; it is kept then."""
+        self._writer.flush()
+
+    async def keep_flushing(self) -> None:
+        """Write batches until cancelled."""
+        await self._writer.keep_flushing()
 
     def _write(self) -> None:
         with self._noting:
@@ -125,8 +116,7 @@ class Feedback:
         if not batch:
             return
         with self._database.session() as session:
-            # A process that died had perhaps written them, and not got round to say so.
-            known = _known(session, [record["id"] for record in batch])
+            known = known_ids(session, AnswerRow.id, [record["id"] for record in batch])
             fresh = [record for record in batch if record["id"] not in known]
             session.add_all(AnswerRow(**record) for record in fresh)
         with self._noting:
@@ -138,34 +128,12 @@ class Feedback:
         if self._since_prune >= PRUNE_EVERY:
             self._prune()
 
-    async def keep_flushing(self) -> None:
-        """Write batches until cancelled. A database that fails for a while loses nothing."""
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            if not self._pending:
-                continue
-            try:
-                await asyncio.to_thread(self.flush)
-            except StorageError:
-                pass  # said by now; tried again
-            except Exception:  # a bug of ours: it must not end the recording for good
-                log.exception("answers could not be recorded")
-
     def _prune(self) -> None:
         self._since_prune = 0
         with self._database.session() as session:
             newest = session.scalar(select(func.max(AnswerRow.sequence))) or 0
             oldest_kept = newest - self._max_answers
             session.execute(delete(AnswerRow).where(AnswerRow.sequence <= oldest_kept))
-
-
-def _known(session: Session, ids: list[str]) -> set[str]:
-    """Those of ``ids`` that the database has."""
-    known: set[str] = set()
-    for start in range(0, len(ids), IDS_PER_QUERY):
-        some = ids[start : start + IDS_PER_QUERY]
-        known.update(session.scalars(select(AnswerRow.id).where(AnswerRow.id.in_(some))))
-    return known
 
 
 def _storable(text: str | None) -> str | None:

@@ -8,9 +8,7 @@ belongs to the key that made it. Knows no HTTP.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,21 +17,18 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from artifacts.database import BUSY_TIMEOUT_S, Database
-from artifacts.errors import NotFound, StorageBusy, StorageError
+from artifacts.database import Database
+from artifacts.errors import NotFound
 from artifacts.storage import storage_errors
 from server.answers.responses.items import Item
+from server.batches import BatchWriter, known_ids
 from server.comparison.journal import AnswerJournal
 from server.tables import ResponseRow
 from server.trouble import Trouble
 
-log = logging.getLogger("loraloop.server")
-
-FLUSH_EVERY_S = 0.5
 MAX_PENDING_BYTES = 256 * 1024 * 1024  # while the database fails; beyond, nothing is stored
 MAX_CHAIN_BYTES = 64 * 1024 * 1024
 MAX_CHAIN = 8192  # responses
-IDS_PER_QUERY = 500
 NUM_READERS = 8  # threads
 _ID = re.compile(r"resp_\w{1,64}", re.ASCII)
 
@@ -80,10 +75,12 @@ class ResponseStore:
         self._pending = {each["id"]: StoredResponse(**each) for each in journal.read()}
         self._num_bytes = sum(each.num_bytes for each in self._pending.values())
         self._noting = threading.Lock()  # pending and journal say the same
-        self._flushing = threading.Lock()
         # For ``chain``: a disk that hangs must not hold the threads that read long prompts.
         self.readers = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="responses")
         self.trouble = Trouble("responses cannot be stored; they wait in memory")
+        self._writer = BatchWriter(
+            self._write, lambda: bool(self._pending), self.trouble, "responses"
+        )
         self.journal_trouble = Trouble("stored responses would not survive a crash")
 
     def put(self, stored: StoredResponse) -> bool:
@@ -140,29 +137,11 @@ class ResponseStore:
 
     def flush(self) -> None:
         """Write what waits. Raises StorageError; it is kept then."""
-        if not self._flushing.acquire(timeout=BUSY_TIMEOUT_S):
-            raise StorageBusy("earlier responses are still being written; try again")
-        try:
-            self._write()
-        except StorageError as error:
-            self.trouble.begin(error)
-            raise
-        finally:
-            self._flushing.release()
-        self.trouble.end()
+        self._writer.flush()
 
     async def keep_flushing(self) -> None:
         """Write batches until cancelled."""
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            if not self._pending:
-                continue
-            try:
-                await asyncio.to_thread(self.flush)
-            except StorageError:
-                pass  # said by now; tried again
-            except Exception:  # a bug of ours: it must not end the storing for good
-                log.exception("responses could not be stored")
+        await self._writer.keep_flushing()
 
     def _write(self) -> None:
         with self._noting:
@@ -178,8 +157,7 @@ class ResponseStore:
 
     def _insert(self, batch: list[StoredResponse]) -> None:
         with self._database.session() as session:
-            # A process that died had perhaps written them, and not got round to say so.
-            known = _known(session, [stored.id for stored in batch])
+            known = known_ids(session, ResponseRow.id, [stored.id for stored in batch])
             fresh = [stored for stored in batch if stored.id not in known]
             session.add_all(ResponseRow(**asdict(stored)) for stored in fresh)
             session.flush()
@@ -202,15 +180,6 @@ def _read(session: Session, response_id: str) -> StoredResponse | None:
         response=row.response,
         created_at=row.created_at,
     )
-
-
-def _known(session: Session, ids: list[str]) -> set[str]:
-    """Those of ``ids`` that the database has."""
-    known: set[str] = set()
-    for start in range(0, len(ids), IDS_PER_QUERY):
-        some = ids[start : start + IDS_PER_QUERY]
-        known.update(session.scalars(select(ResponseRow.id).where(ResponseRow.id.in_(some))))
-    return known
 
 
 def _owned(stored: StoredResponse | None, response_id: str, owner: str) -> StoredResponse:
