@@ -61,7 +61,7 @@ def check_type(model_type: object, source: object) -> None:
         )
 
 
-def check_config(config: Any, source: object) -> None:
+def check_config(config: Any, source: object, *, is_quantized_export: bool = False) -> None:
     """InvalidInput for settings of a supported family that would change its answers unseen."""
     window = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -75,7 +75,8 @@ def check_config(config: Any, source: object) -> None:
     if kinds - {"full_attention", "sliding_attention"}:
         other = ", ".join(sorted(kinds - {"full_attention", "sliding_attention"}))
         raise _unsupported(source, f"some of its layers attend by {other}")
-    if getattr(config, "quantization_config", None) is not None:
+    is_quantized = getattr(config, "quantization_config", None) is not None
+    if is_quantized and not is_quantized_export:
         raise InvalidInput(
             f"{source}: its weights are stored quantised; give the 16-bit checkpoint and let "
             "--quantization do it at load time",

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.architecture import check_config, check_tensors, check_type, effective_config
 from artifacts.errors import InvalidInput, NotFound
+from artifacts.exported.formats import format_named
+from artifacts.exported.record import ExportRecord, is_export, read_record
 from artifacts.storage import storage_errors
 from artifacts.tensor_file import MalformedTensorFile, TensorFile
 
@@ -42,6 +44,7 @@ class Base:
     template_hash: str | None  # None: no chat template, completions only
     eos_token_ids: frozenset[int]
     context_length: int  # tokens
+    export: ExportRecord | None = None  # where `loraloop export` wrote the folder
 
 
 def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
@@ -51,10 +54,11 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
     setting or a file format that is not supported).
     """
     path = _locate(folder_or_hub_id)
+    record = _read_export(path)
     raw = _read_json(path / CONFIG_FILE)
     check_type(raw.get("model_type"), path)
     config = _read_config(path)
-    check_config(config, path)
+    check_config(config, path, is_quantized_export=record is not None)
     tokenizer = open_tokenizer(path)
     if len(tokenizer) > config.vocab_size:
         raise InvalidInput(
@@ -67,11 +71,27 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
         id=EMBEDDED_ID if path == EMBEDDED_BASE else path_id(folder_or_hub_id, path),
         config=config,
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(config, path),
+        fingerprint=_fingerprint(config, path) if record is None else record.fingerprint,
         template_hash=template_hash(tokenizer),
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         context_length=int(config.max_position_embeddings),
+        export=record,
     )
+
+
+def _read_export(path: Path) -> ExportRecord | None:
+    """The record of an export, None for a base like any other, which a merged one is too."""
+    if not is_export(path):
+        return None
+    record = read_record(path)
+    form = format_named(record.format)
+    if not form.is_servable:
+        raise InvalidInput(
+            f"{path} is an export of the form {record.format}, which other programs run; serve "
+            "its base with the adapter, or export another form",
+            param="model",
+        )
+    return None if form.runtime == "engine" else record
 
 
 def path_id(source: str | Path | None, path: Path) -> str:
@@ -167,11 +187,15 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         return len(self._files)
 
 
-def load_transformers_model(base: Base, dtype: str | torch.dtype = "float32") -> Any:
+def load_transformers_model(
+    base: Base, dtype: str | torch.dtype = "float32", **options: Any
+) -> Any:
     """The base as transformers' own model in eval mode: for training, evaluation, references."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        base.path, dtype=dtype, local_files_only=True, **options
+    )
     return model.eval()
 
 

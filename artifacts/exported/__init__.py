@@ -1,0 +1,1 @@
+"""Models in exported forms: their record, and loaders that make each of them computable."""

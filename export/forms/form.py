@@ -1,0 +1,64 @@
+"""What a form is to the rest of export, and what the forms of one command share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from export.source import Source
+
+# Work done and in all, in any unit, and what is being done now.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may choose of the forms."""
+
+    shard_bytes: int = 5 * 10**9
+    block_size: int = 64  # onnx-int4: weights that share a scale
+    keep_head: bool = False  # onnx-int4, onnx-int8: embedding and lm_head stay wider
+
+
+class Workshop:
+    """Expensive things that several forms of one command want; each is made once.
+
+    ``scratch`` is a folder on the disk of the output that goes when the command ends.
+    """
+
+    def __init__(self, source: Source, scratch: Path, progress: Progress) -> None:
+        self.source = source
+        self.scratch = scratch
+        self.progress = progress
+
+    @cached_property
+    def float32_graph(self) -> Path:
+        """``model.onnx`` with its data file beside it, merged, float32."""
+        from export.graph.export import export_graph
+
+        folder = self.scratch / "float32"
+        folder.mkdir()
+        return export_graph(self.source, folder, self.progress)
+
+
+class Form(Protocol):
+    """One export format."""
+
+    def check(self, source: Source, options: Options) -> None:
+        """Raises InvalidInput for a combination that cannot be exported, before work starts."""
+        ...
+
+    def num_bytes(self, source: Source, options: Options) -> int:
+        """About what the finished folder takes, to see whether it fits on the disk."""
+        ...
+
+    def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
+        """Writes the model's own files into an empty folder; returns what was chosen, as settings.
+
+        Configuration, tokenizer, licence, record, proof and card are the caller's. Whatever is
+        raised leaves the folder to the caller, who removes it.
+        """
+        ...
