@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from artifacts.base import INDEX_FILE, Base
+from artifacts.exported.record import PROOF_FILE, RECORD_FILE
 from artifacts.home import Home
 from artifacts.manifest import CARD_FILE, CARD_MARK, MANIFEST_FILE, Metric
 from artifacts.names import VERSION, check_name
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 
 MAX_SHARD_BYTES = 5 * 10**9
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
-_OWN = {INDEX_FILE, MANIFEST_FILE, CARD_FILE, "pytorch_model.bin.index.json"}
+_OWN = {
+    INDEX_FILE,
+    MANIFEST_FILE,
+    CARD_FILE,
+    RECORD_FILE,
+    PROOF_FILE,
+    "pytorch_model.bin.index.json",
+}
 
 
 class ModelDraft(BaseModel):

@@ -7,6 +7,7 @@ another process works in. Each is ``<prefix>…/`` with its ``lock`` and the ``f
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -34,12 +35,12 @@ def scratch_folder(tmp: Path, prefix: str) -> Iterator[Path]:
         lock.close()
 
 
-def clear_scratch(tmp: Path) -> list[Path]:
+def clear_scratch(tmp: Path, prefix: str = "") -> list[Path]:
     """Remove what nobody works in any more; returns what was removed.
 
     What has no lock and is not empty was put there by somebody else, and gets a day.
     """
-    return [path for path in sorted(tmp.iterdir()) if _clear(path)]
+    return [path for path in sorted(tmp.glob(f"{glob.escape(prefix)}*")) if _clear(path)]
 
 
 def _make(tmp: Path, prefix: str) -> tuple[Path, IO[str]]:

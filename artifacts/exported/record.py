@@ -43,14 +43,15 @@ class ExportRecord(BaseModel):
     quantization: Literal["none", "nf4", "int8"]  # of the base while the adapter was trained
     merge: MergeMode
     fingerprint: str  # of this export, where it is served as a base
-    settings: dict[str, Any]  # what the form chose: block_size, opset, …
+    options: dict[str, Any]  # what was asked of the form: block_size, …
+    settings: dict[str, Any]  # what the form chose: opset, which modules stayed wider, …
     versions: dict[str, str]  # of the libraries that made it
     created_at: str  # ISO 8601, UTC
     files: dict[str, FileEntry]  # by relative path
 
     def is_same_work(self, other: ExportRecord) -> bool:
         """Whether both were asked for the same thing, whenever and with whatever libraries."""
-        keys = ("format", "adapter_hash", "base_fingerprint", "merge", "settings")
+        keys = ("format", "adapter_hash", "base_fingerprint", "merge", "options")
         return all(getattr(self, key) == getattr(other, key) for key in keys)
 
 

@@ -45,7 +45,9 @@ class Workshop:
 
 
 class Form(Protocol):
-    """One export format."""
+    """One export format. ``options``: the fields of `Options` that change what it writes."""
+
+    options: frozenset[str]
 
     def check(self, source: Source, options: Options) -> None:
         """Raises InvalidInput for a combination that cannot be exported, before work starts."""
@@ -56,9 +58,10 @@ class Form(Protocol):
         ...
 
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
-        """Writes the model's own files into an empty folder; returns what was chosen, as settings.
+        """Writes the model's own files; returns what was chosen, as settings for the record.
 
-        Configuration, tokenizer, licence, record, proof and card are the caller's. Whatever is
-        raised leaves the folder to the caller, who removes it.
+        The folder holds the base's configuration, tokenizer and licence already (nothing for the
+        form ``adapter``); record, proof and card are added by the caller. Whatever is raised leaves
+        the folder to the caller, who removes it.
         """
         ...
