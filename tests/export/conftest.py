@@ -39,3 +39,13 @@ def bfloat16_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def float32_graph(tiny_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model.onnx`` of the tiny base with the adapter merged; beside it ``model.onnx.data``."""
+    from export.graph.export import export_graph
+    from export.source import open_source
+
+    folder = tmp_path_factory.mktemp("graphs")
+    return export_graph(open_source(str(adapter), str(tiny_base)), folder, lambda *_: None)

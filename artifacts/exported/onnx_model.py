@@ -1,0 +1,109 @@
+"""ONNX graphs in ONNX Runtime: the cache is bound as input and output at once, so nothing copies it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artifacts.adapter import LoraWeights
+from artifacts.errors import Corrupt, InvalidInput
+from artifacts.exported.graph import INPUT_NAMES, AdapterInputs, GraphBatch, GraphShape
+
+MODEL_FILE = "model.onnx"
+_CACHE_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+_NUMPY = {torch.int64: np.int64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+class OnnxModel:
+    """One session. Logits lie in a buffer of their own, which the next call writes again."""
+
+    takes_adapters = False
+
+    def __init__(self, session: Any, shape: GraphShape) -> None:
+        self.shape = shape
+        self._session = session
+        self._past = [f"past_key_values.{name}" for name in shape.cache_names]
+        self._present = [f"present.{name}" for name in shape.cache_names]
+        self._logits_dtype = _CACHE_TYPES[session.get_outputs()[0].type]
+        self._logits = torch.empty(0, dtype=self._logits_dtype)
+
+    def run(
+        self, batch: GraphBatch, cache: Sequence[Tensor], adapter: AdapterInputs | None = None
+    ) -> Tensor:
+        """See `ExportedModel`. The logits are valid until the next call."""
+        if adapter is not None:
+            raise InvalidInput("this export takes no adapter: its own is merged", param="adapter")
+        logits = self._room(*batch.logits_rows.shape)
+        binding = self._session.io_binding()
+        for name in INPUT_NAMES:
+            _bind(binding.bind_input, name, getattr(batch, name))
+        for past, present, tensor in zip(self._past, self._present, cache, strict=True):
+            _bind(binding.bind_input, past, tensor)
+            _bind(binding.bind_output, present, tensor)
+        _bind(binding.bind_output, "logits", logits)
+        self._session.run_with_iobinding(binding)
+        return logits.float()
+
+    def pack(self, weights: LoraWeights) -> AdapterInputs:
+        raise InvalidInput("this export takes no adapter: its own is merged", param="adapter")
+
+    def _room(self, num_rows: int, num_wanted: int) -> Tensor:
+        """The buffer's first part as [num_rows, num_wanted, vocab_size]; grows where it must."""
+        size = (num_rows, num_wanted, self.shape.vocab_size)
+        needed = num_rows * num_wanted * self.shape.vocab_size
+        if self._logits.numel() < needed:
+            self._logits = torch.empty(needed, dtype=self._logits_dtype)
+        return self._logits[:needed].view(size)
+
+
+def load_onnx(folder: Path, *, num_threads: int | None = None) -> OnnxModel:
+    """Raises Corrupt for a file that is no graph of ours, InvalidInput without onnxruntime."""
+    session = open_session(folder / MODEL_FILE, num_threads=num_threads)
+    return OnnxModel(session, graph_shape(session))
+
+
+def open_session(path: Path, *, num_threads: int | None = None) -> Any:
+    """``num_threads`` None: as torch has it."""
+    try:
+        import onnxruntime as ort
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"{path} needs onnxruntime; install it with: pip install 'loraloop[onnx]'",
+            param="model",
+        ) from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each status and no common base
+        raise Corrupt(f"{path} cannot be loaded ({error}); export it again") from error
+
+
+def graph_shape(session: Any) -> GraphShape:
+    """Read from the graph's own inputs and outputs. Raises Corrupt for a graph of another kind."""
+    inputs = {entry.name: entry for entry in session.get_inputs()}
+    outputs = {entry.name: entry for entry in session.get_outputs()}
+    try:
+        key = inputs["past_key_values.0.key"]
+        return GraphShape(
+            num_layers=sum(name.startswith("past_key_values.") for name in inputs) // 2,
+            num_kv_heads=int(key.shape[1]),
+            head_dim=int(key.shape[3]),
+            vocab_size=int(outputs["logits"].shape[2]),
+            cache_dtype=_CACHE_TYPES[key.type],
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Corrupt(
+            f"the ONNX graph has not the inputs and outputs that export writes ({error!r}); "
+            "export it again"
+        ) from error
+
+
+def _bind(bind: Any, name: str, tensor: Tensor) -> None:
+    bind(name, "cpu", 0, _NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())

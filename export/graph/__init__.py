@@ -1,0 +1,1 @@
+"""The ONNX graph of a merged model, and what is done to its products."""
