@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,13 +25,14 @@ AdapterInputs = Mapping[str, Tensor]  # a graph's input name → its value, scal
 
 @dataclass(frozen=True, slots=True)
 class GraphShape:
-    """Sizes of a model, and the number format of its cache."""
+    """Sizes of a model; format and place of its cache. Batches and logits are on the CPU."""
 
     num_layers: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
     cache_dtype: torch.dtype
+    cache_device: torch.device = torch.device("cpu")
 
     @property
     def cache_names(self) -> list[str]:
@@ -41,7 +42,8 @@ class GraphShape:
     def new_cache(self, num_rows: int, capacity: int) -> list[Tensor]:
         """Zeros: ``2 * num_layers`` tensors [num_rows, num_kv_heads, capacity, head_dim]."""
         size = (num_rows, self.num_kv_heads, capacity, self.head_dim)
-        return [torch.zeros(size, dtype=self.cache_dtype) for _ in range(2 * self.num_layers)]
+        options: Any = {"dtype": self.cache_dtype, "device": self.cache_device}
+        return [torch.zeros(size, **options) for _ in range(2 * self.num_layers)]
 
 
 @dataclass(frozen=True, slots=True)
