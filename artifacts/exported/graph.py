@@ -32,7 +32,7 @@ class GraphShape:
     head_dim: int
     vocab_size: int
     cache_dtype: torch.dtype
-    cache_device: torch.device = torch.device("cpu")
+    cache_device: str = "cpu"
 
     @property
     def cache_names(self) -> list[str]:

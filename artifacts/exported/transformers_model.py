@@ -37,7 +37,7 @@ class TransformersModel:
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             vocab_size=config.vocab_size,
             cache_dtype=model.dtype,
-            cache_device=model.device,
+            cache_device=str(model.device),
         )
         self._decoder = SlabDecoder(model, in_place=True)
 
