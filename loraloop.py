@@ -7,11 +7,12 @@ at once, and a server never loads what only training needs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from artifacts.cli import adapters_app, init_base_command
+from export.command import ExportFile, export_app
 from server.bench.cli import bench_app
 from server.main import serve
 from training.bench.cli import bench_train
@@ -36,6 +37,18 @@ bench_app.command("train")(bench_train)
 app.add_typer(bench_app, name="bench")
 
 
+def _export_file(what: str) -> ExportFile:
+    """What ``loraloop export`` was given: a LLaMA-Factory file, else an adapter."""
+    from training.llamafactory import export_file
+
+    if Path(what).suffix in (".yaml", ".yml"):
+        return export_file.read_export(Path(what))
+    return export_file.ExportFile(what)
+
+
+app.add_typer(export_app, name="export", context_settings={"obj": _export_file})
+
+
 @app.command()
 def demo(
     data: Annotated[
@@ -53,44 +66,6 @@ def demo(
         )
         raise typer.Exit(2) from None
     raise typer.Exit(run_demo(data, keep=keep))
-
-
-@app.command()
-def export(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME@VERSION|FOLDER|FILE.yaml",
-            help="an adapter, a PEFT folder, or a LLaMA-Factory file with export_dir",
-        ),
-    ],
-    output: Annotated[Path | None, typer.Option(help="a new folder")] = None,
-    form: Annotated[Literal["merged"], typer.Option("--format", help="what to make")] = "merged",
-    model: Annotated[
-        str | None, typer.Option(help="the base: folder or hub id; default: the embedded one")
-    ] = None,
-    shard_gb: Annotated[float | None, typer.Option(help="largest file in GB; default 5")] = None,
-    verify: Annotated[
-        bool, typer.Option(help="compare the logits with the adapter's, in float32")
-    ] = True,
-) -> None:
-    """Merge an adapter into its base: a folder that any transformers program loads."""
-    from export.cli import export_and_tell, one_line_errors
-    from training.llamafactory.export_file import ExportFile, read_export
-
-    with one_line_errors():
-        file = (
-            read_export(Path(what)) if Path(what).suffix in (".yaml", ".yml") else ExportFile(what)
-        )
-        for note in file.notes:
-            typer.echo(f"note: {note}", err=True)
-        export_and_tell(
-            file.adapter,
-            output or file.output,
-            base=model or file.base,
-            shard_gb=file.shard_gb if shard_gb is None else shard_gb,
-            is_verified=verify,
-        )
 
 
 def main() -> None:

@@ -1,33 +1,43 @@
-"""``loraloop export``: options in, a folder out, one line about it."""
+"""``loraloop export``: options in, folders out, a line about each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
-from artifacts.errors import InvalidInput, LoraloopError
-from export.run import Asked, export_merged
+from artifacts.errors import LoraloopError
+from export.forms.form import Progress
+from export.run import Asked, Exported, export_forms
 
 
-def export_and_tell(
-    adapter: str, output: Path | None, *, base: str | None, shard_gb: float, is_verified: bool
-) -> None:
-    """Raises LoraloopError for whatever cannot be exported."""
-    if output is None:
-        raise InvalidInput("--output is missing: name a new folder", param="output")
-    asked = Asked(adapter, output, base, shard_gb, is_verified)
-    with _bar() as on_tensor:
-        facts = export_merged(asked, on_tensor)
-    line = f"{facts['adapter']} merged into {facts['base']}: {asked.output}"
-    if "difference" in facts:
-        line += (
-            f" (logits within {facts['difference']:.1e} of the adapter's, which moves them by "
-            f"{facts['effect']:.1e} of the base's largest)"
-        )
-    typer.echo(line)
+def export_and_tell(asked: Asked) -> None:
+    """Raises LoraloopError for whatever cannot be exported, and Exit(1) if a proof failed."""
+    with progress_bar() as progress:
+        done = export_forms(asked, progress)
+    for exported in done:
+        typer.echo(_line(exported))
+    refused = [each for each in done if each.state == "refused"]
+    for each in refused:
+        assert each.proof is not None
+        for failure in each.proof.failures:
+            typer.echo(f"error: {each.format} was not kept: {failure}", err=True)
+    if refused:
+        typer.echo("error: --allow-unverified keeps them, marked so", err=True)
+        raise typer.Exit(1)
+
+
+def _line(exported: Exported) -> str:
+    proof = exported.proof
+    if proof is None:
+        found = "not verified"
+    elif proof.passed:
+        found = f"verified on {proof.prompts.count} prompts ({proof.prompts.source})"
+    else:
+        found = f"FAILED: {proof.failures[0]}"
+    return f"{exported.format}: {exported.state}, {found}: {exported.folder}"
 
 
 @contextmanager
@@ -41,16 +51,17 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
+def progress_bar() -> Iterator[Progress]:
+    """On stderr; nothing where that is no terminal."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("merging", total=None)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("opening", total=None)
 
-        def on_tensor(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-            if done == total:
-                progress.update(task, description="comparing")
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what)
 
-        yield on_tensor
+        yield progress

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.database import Database
 from artifacts.errors import InvalidInput, InvalidName
-from artifacts.exported.record import MergeMode
 from artifacts.home import Home
 from artifacts.manifest import ManifestDraft, read_manifest
 from artifacts.names import parse_ref
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_RANK = 256  # as training makes them at most
 Quantization = Literal["none", "nf4", "int8"]
+MergeChoice = Literal["original", "dequantized"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Source:
     folder: Path  # of the adapter
     weights: LoraWeights
     manifest: ManifestDraft | None
-    merge: MergeMode  # "original" or "dequantized"
+    merge: MergeChoice  # "original" or "dequantized"
 
     @property
     def quantization(self) -> Quantization:
@@ -51,7 +51,7 @@ class Source:
         return settings.get("license")
 
 
-def open_source(adapter: str, base: str | None = None, merge: MergeMode | None = None) -> Source:
+def open_source(adapter: str, base: str | None = None, merge: MergeChoice | None = None) -> Source:
     """``adapter`` is ``name@version`` or a PEFT folder; ``base`` as for serving.
 
     ``merge`` None: into the base as the adapter saw it while it was trained, so dequantised where
@@ -78,7 +78,7 @@ def open_source(adapter: str, base: str | None = None, merge: MergeMode | None =
     return _with_merge(source, merge)
 
 
-def _with_merge(source: Source, merge: MergeMode | None) -> Source:
+def _with_merge(source: Source, merge: MergeChoice | None) -> Source:
     from dataclasses import replace
 
     is_quantized = source.quantization != "none"

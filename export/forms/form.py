@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from artifacts.errors import InvalidInput
 from export.source import Source
 
 # Work done and in all, in any unit, and what is being done now.
 Progress = Callable[[int, int, str], None]
+
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,21 @@ class Options:
     shard_bytes: int = 5 * 10**9
     block_size: int = 64  # onnx-int4: weights that share a scale
     keep_head: bool = False  # onnx-int4, onnx-int8: embedding and lm_head stay wider
+
+
+def options_of(given: Mapping[str, Any]) -> Options:
+    """Raises InvalidInput for a value that makes no sense."""
+    options = Options(**given)
+    if not options.shard_bytes > 0:
+        raise InvalidInput(
+            f"shard_gb={options.shard_bytes / 1e9:g} must be above 0", param="shard_gb"
+        )
+    if options.block_size not in BLOCK_SIZES:
+        raise InvalidInput(
+            f"block_size={options.block_size} is none of {', '.join(map(str, BLOCK_SIZES))}",
+            param="block_size",
+        )
+    return options
 
 
 class Workshop:

@@ -68,3 +68,10 @@ def read_proof(folder: Path) -> Proof | None:
 def facts(proof: Proof) -> dict[str, Any]:
     """In the order in which people want to read them."""
     return {**proof.figures, **proof.measured}
+
+
+def proof_section(proof: Proof) -> str:
+    """Markdown for the card."""
+    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in facts(proof).items())
+    verdict = "passed" if proof.passed else f"FAILED: {'; '.join(proof.failures)}"
+    return f"{verdict}\n\n| figure | value |\n|---|---|\n{rows}"

@@ -22,7 +22,7 @@ class ExportFile:
     adapter: str
     base: str | None = None
     output: Path | None = None
-    shard_gb: float = 5.0
+    shard_gb: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -53,7 +53,7 @@ def read_export(path: Path) -> ExportFile:
         base=str(settings["model_name_or_path"]),
         adapter=adapters[0],
         output=Path(str(settings["export_dir"])),
-        shard_gb=_size(settings.get("export_size", 5)),
+        shard_gb=_size(settings["export_size"]) if "export_size" in settings else None,
         notes=tuple(notes),
     )
 
