@@ -34,8 +34,8 @@ _USE = {
     "torchscript": (
         "`loraloop serve --model FOLDER`, or `torch.jit.load('model.ts')` in Python and C++ "
         "without transformers: `forward(input_ids, position_ids, cache_start, attention_mask, "
-        "logits_rows, past)`, where `past` is a list of zeros [rows, KV heads, capacity, head size], key and "
-        "value of each layer, which is written in place."
+        "logits_rows, past)`, where `past` is a list of zeros [rows, KV heads, capacity, head "
+        "size], key and value of each layer, which is written in place."
     ),
     "none": "`ollama create NAME -f Modelfile`, or llama.cpp with `-m model.gguf`.",
 }
