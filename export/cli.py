@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import typer
 
 from artifacts.errors import LoraloopError
+from export.bench.run import BenchAsked, bench_forms
+from export.bench.table import markdown, verdicts
 from export.forms.form import Progress
 from export.run import Asked, Exported, export_forms
 
@@ -27,6 +29,15 @@ def export_and_tell(asked: Asked) -> None:
     if refused:
         typer.echo("error: --allow-unverified keeps them, marked so", err=True)
         raise typer.Exit(1)
+
+
+def bench_and_tell(asked: BenchAsked) -> None:
+    """The table on stdout. Raises LoraloopError."""
+    with progress_bar() as progress:
+        rows = bench_forms(asked, progress)
+    typer.echo(markdown(rows))
+    for sentence in verdicts(rows):
+        typer.echo(sentence)
 
 
 def _line(exported: Exported) -> str:

@@ -96,6 +96,9 @@ def run_command(
     keep_head: Annotated[
         bool, typer.Option("--keep-head", help="onnx-int4, -int8: wider embedding and lm_head")
     ] = False,
+    pt2: Annotated[
+        bool | None, typer.Option("--pt2/--no-pt2", help="torchscript: model.pt2 beside it")
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="verify on these (JSONL or text) instead of the held-out rows"),
@@ -120,6 +123,7 @@ def run_command(
             "shard_bytes": None if shard_gb is None else int(shard_gb * 1e9),
             "block_size": block_size,
             "keep_head": keep_head or None,
+            "pt2": pt2,
         }
         chosen = output or file.output
         if chosen is None:
@@ -137,3 +141,48 @@ def run_command(
                 allow_unverified=allow_unverified,
             )
         )
+
+
+@export_app.command("verify")
+def verify_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="exports")],
+    model: Annotated[
+        str | None, typer.Option(help="the base, where it is no longer as the export recorded it")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="the adapter: NAME@VERSION or folder; else as recorded")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSONL or text instead of the adapter's held-out rows")
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(min=1, help="how many at most")] = 32,
+) -> None:
+    """Prove again that exports answer as their adapter does, and write proof.json anew."""
+    from export.cli import one_line_errors
+    from export.proof.cli import verify_and_tell
+    from export.proof.process import ProofAsk
+
+    with one_line_errors():
+        code = verify_and_tell(folders, ProofAsk(model, adapter, prompts, max_prompts))
+    raise typer.Exit(code)
+
+
+@export_app.command("bench")
+def bench_command(
+    what: Annotated[str, typer.Argument(metavar="NAME@VERSION|FOLDER", help="an adapter")],
+    forms: Annotated[
+        list[str] | None, typer.Option("--format", help="again for more; default: all of them")
+    ] = None,
+    model: Model = None,
+    output: Annotated[Path | None, typer.Option(help="keep the exports in this folder")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="in turns; figures are medians")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="default: all cores")] = None,
+    verify: Annotated[bool, typer.Option(help="prove each, which finds its loss too")] = True,
+) -> None:
+    """Size, speed, memory and loss of every form of an adapter, side by side."""
+    from export.bench.run import ALL, BenchAsked
+    from export.cli import bench_and_tell, one_line_errors
+
+    formats = tuple(forms or ALL)
+    with one_line_errors():
+        bench_and_tell(BenchAsked(what, formats, model, output, rounds, threads, verify))

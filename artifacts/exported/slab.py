@@ -24,8 +24,7 @@ def grouped_attention(
     value: Tensor,
     attention_mask: Tensor,  # additive [num_rows, 1, length, capacity]
     scaling: float,
-    dropout: float = 0.0,
-    **_: Any,
+    **_: Any,  # dropout among them, which is for training
 ) -> tuple[Tensor, None]:
     """Softmax attention of transformers' AttentionInterface: [num_rows, length, num_heads, dim]."""
     rows, heads, length, width = query.shape

@@ -1,0 +1,1 @@
+"""Every form of one adapter beside the others: size, speed, memory, loss."""
