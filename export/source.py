@@ -120,6 +120,19 @@ class MergedTensors(Mapping[str, "torch.Tensor"]):
         self._checkpoint = Checkpoint(source.base)
         self._source = source
 
+    def is_changed(self, name: str) -> bool:
+        """Whether it is another than the one in the base's files."""
+        from export.quantized_base import is_quantized
+
+        is_updated = name.removesuffix(".weight") in self._source.weights.pairs
+        is_dequantized = self._source.merge == "dequantized" and is_quantized(name, self._source)
+        return is_updated or is_dequantized
+
+    def stored(self, name: str) -> torch.Tensor:
+        """In the base's own number format, rounded once; mapped from its file if not changed."""
+        mapped = self._checkpoint[name]
+        return self[name].to(mapped.dtype) if self.is_changed(name) else mapped
+
     def __getitem__(self, name: str) -> torch.Tensor:
         pair = self._source.weights.pairs.get(name.removesuffix(".weight"))
         weight = self.base_tensor(name)
@@ -154,13 +167,7 @@ def merged_model(source: Source, dtype: Any = None, attention: str | None = None
     options = {} if attention is None else {"attn_implementation": attention}
     model = load_transformers_model(source.base, dtype or torch.float32, **options)
     merged = MergedTensors(source)
-    names = [n for n in merged if n.removesuffix(".weight") in source.weights.pairs]
-    if source.merge == "dequantized":
-        names = list(merged)
     with torch.no_grad():
-        for name in names:
-            if name == "lm_head.weight" and source.base.config.tie_word_embeddings:
-                continue
-            parameter = model.get_parameter(name)
-            parameter.copy_(merged[name])
+        for name in filter(merged.is_changed, merged):
+            model.get_parameter(name).copy_(merged[name])
     return model

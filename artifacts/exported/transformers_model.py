@@ -93,7 +93,16 @@ def load_transformers(folder: Path, *, num_threads: int | None = None) -> Transf
     # transformers makes up at random what it does not find.
     if lost := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
         raise Corrupt(f"{folder} has no usable weight {lost[0]}; export it again")
+    _spare_odd_shapes(model)
     return TransformersModel(model.eval())
+
+
+def _spare_odd_shapes(model: Any) -> None:
+    """bitsandbytes' kernel for CPUs with bfloat16 stops at 4-bit layers that it cannot pack."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            is_even = module.out_features % 32 == 0 and module.in_features % 64 == 0
+            module.support_avx512bf16_for_cpu &= is_even
 
 
 def _is_quantized(folder: Path) -> bool:

@@ -1,0 +1,126 @@
+"""bitsandbytes' 4-bit nf4 and 8-bit int8: folders that plain ``from_pretrained`` loads again.
+
+Bit for bit what bitsandbytes makes of the merged model, but one weight at a time, where
+transformers would have the whole model in memory. Only the decoder's linear layers are quantised,
+as in training and serving; embedding, lm_head, norms and biases stay 16-bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from bitsandbytes import functional
+from torch import Tensor
+
+from artifacts.architecture import linear_shapes
+from artifacts.base import CONFIG_FILE, Checkpoint
+from artifacts.safe_write import write_json
+from export.forms.form import Options, Workshop
+from export.forms.shards import write_shards
+from export.source import MergedTensors, Source
+
+NF4_BLOCK = 64  # weights that share a scale
+SCALE_BLOCK = 256  # scales that share a scale of theirs: double quantisation
+_WIDE = ["lm_head"]
+
+
+class BitsAndBytes:
+    """An ``export.forms.form.Form``."""
+
+    options = frozenset({"shard_bytes"})
+
+    def __init__(self, kind: Literal["nf4", "int8"]) -> None:
+        self._kind = kind
+
+    def check(self, source: Source, options: Options) -> None:
+        pass  # every base that opens has linear layers of plain shapes
+
+    def num_bytes(self, source: Source, options: Options) -> int:
+        linears = {f"{module}.weight" for module in linear_shapes(source.base.config)}
+        bytes_per_weight = 1.01 if self._kind == "int8" else 0.53
+        found = 0.0
+        for name, tensor in Checkpoint(source.base).items():
+            found += tensor.numel() * (bytes_per_weight if name in linears else 2)
+        return int(found)
+
+    def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
+        source = workshop.source
+        dtype = wide_dtype(source)
+        num_files = write_shards(folder, self._tensors(workshop, dtype), options.shard_bytes)
+        _write_config(source, folder, dtype, self._quantization(dtype))
+        settings: dict[str, Any] = {
+            "num_files": num_files,
+            "embedding": str(dtype).removeprefix("torch."),
+            "lm_head": str(dtype).removeprefix("torch."),
+        }
+        if self._kind == "nf4":
+            return settings | {"block_size": NF4_BLOCK, "double_quantization": True}
+        return settings | {"outlier_threshold": 6.0}
+
+    def _tensors(self, workshop: Workshop, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+        merged = MergedTensors(workshop.source)
+        linears = {f"{module}.weight" for module in linear_shapes(workshop.source.base.config)}
+        for number, name in enumerate(merged):
+            workshop.progress(number, len(merged), f"quantising to {self._kind}")
+            weight = merged.stored(name).to(dtype)
+            if name not in linears:
+                yield {name: weight}
+            elif self._kind == "nf4":
+                yield _nf4(name, weight)
+            else:
+                yield _int8(name, weight)
+
+    def _quantization(self, dtype: torch.dtype) -> dict[str, Any]:
+        from transformers import BitsAndBytesConfig
+
+        if self._kind == "int8":
+            config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=_WIDE)
+        else:
+            config = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_compute_dtype=dtype,
+                bnb_4bit_use_double_quant=True,
+                llm_int8_skip_modules=_WIDE,
+            )
+        found: dict[str, Any] = config.to_dict()
+        return found
+
+
+def wide_dtype(source: Source) -> torch.dtype:
+    """Of all that is not quantised, and of the products: the base's own where that is 16-bit."""
+    own = source.base.config.dtype
+    return own if own in (torch.float16, torch.bfloat16) else torch.bfloat16
+
+
+def _nf4(name: str, weight: Tensor) -> dict[str, Tensor]:
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    parts = state.as_dict(packed=True)
+    return {name: packed, **{f"{name}.{key}": tensor for key, tensor in parts.items()}}
+
+
+def _int8(name: str, weight: Tensor) -> dict[str, Tensor]:
+    module = name.removesuffix("weight")
+    rows, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+    by_rows = torch.tensor(0, dtype=torch.uint8)
+    return {name: rows, f"{module}SCB": scales, f"{module}weight_format": by_rows}
+
+
+def _write_config(
+    source: Source, folder: Path, dtype: torch.dtype, quantization: dict[str, Any]
+) -> None:
+    config = json.loads((source.base.path / CONFIG_FILE).read_bytes())
+    config.pop("torch_dtype", None)  # its name of old
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["quantization_config"] = quantization
+    write_json(folder / CONFIG_FILE, config)
+
+
+NF4 = BitsAndBytes("nf4")
+INT8 = BitsAndBytes("int8")
