@@ -13,7 +13,7 @@ WORKDIR /src
 # torch first and by exact version; dependencies before sources, so that an edit rebuilds seconds.
 RUN pip install torch==2.13.0 --index-url "$TORCH_INDEX"
 COPY pyproject.toml constraints.txt ./
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print('\n'.join(p['dependencies'] + e['train'] + e['quantization']))" > requirements.txt
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print('\n'.join(p['dependencies'] + [d for x in ('train', 'quantization', 'onnx', 'export') for d in e[x] if not d.startswith('loraloop')]))" > requirements.txt
 RUN pip install -c constraints.txt -r requirements.txt
 COPY README.md LICENSE loraloop.py ./
 COPY artifacts artifacts
