@@ -25,6 +25,7 @@ class Options:
     shard_bytes: int = 5 * 10**9
     block_size: int = 64  # onnx-int4: weights that share a scale
     keep_head: bool = False  # onnx-int4, onnx-int8: embedding and lm_head stay wider
+    pt2: bool = True  # torchscript: torch.export's program beside it, with the weights again
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
