@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from artifacts.models import copy_without_weights
 from export.forms.form import Form, Options, Workshop
 from export.source import Source
 from tests.training.conftest import write_tokenizer
-
-Write = Callable[..., dict[str, Any]]
 
 
 def write_form(form: Form, source: Source, folder: Path, **options: Any) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def qwen2_adapter(qwen2_base: Path, tmp_path_factory: pytest.TempPathFactory) ->
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(qwen2_base), config)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.2)
     folder = tmp_path_factory.mktemp("adapters") / "qwen2"
     model.save_pretrained(folder)
     return folder

@@ -1,0 +1,93 @@
+"""nf4 and int8 folders are what bitsandbytes makes of the merged model, and load by themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.forms.bitsandbytes import INT8, NF4
+from export.forms.form import Options
+from export.forms.merged import MERGED
+from export.source import open_source
+from tests.export.weights.conftest import write_form
+
+ROW = torch.arange(3, 60)[None]
+QUANTIZATION = {
+    "nf4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+    },
+    "int8": {"load_in_8bit": True},
+}
+FORMS = {"nf4": NF4, "int8": INT8}
+
+
+def load(folder: Path, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, device_map="cpu", **options).eval()
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for file in folder.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("which", ["tiny", "qwen2"])
+def test_bitsandbytes_itself_writes_the_same_bytes(
+    kind: str, which: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """One weight at a time and all at once give the same; a float32 base is rounded to bfloat16."""
+    from transformers import BitsAndBytesConfig
+
+    base = request.getfixturevalue(f"{which}_base")
+    adapter = request.getfixturevalue("adapter" if which == "tiny" else "qwen2_adapter")
+    source = open_source(str(adapter), str(base))
+    form = FORMS[kind]
+    settings = write_form(form, source, tmp_path / kind, shard_bytes=30_000)
+    assert settings["embedding"] == settings["lm_head"] == "bfloat16"
+    write_form(MERGED, source, tmp_path / "merged")
+    whole = load(
+        tmp_path / "merged",
+        dtype=torch.bfloat16,
+        quantization_config=BitsAndBytesConfig(**QUANTIZATION[kind]),
+    )
+    whole.save_pretrained(tmp_path / "whole")
+    found, wanted = tensors_of(tmp_path / kind), tensors_of(tmp_path / "whole")
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.equal(found[name], wanted[name]), name
+    assert len(list((tmp_path / kind).glob("*.safetensors"))) == settings["num_files"] > 1
+    taken = sum(file.stat().st_size for file in (tmp_path / kind).glob("*.safetensors"))
+    assert taken < form.num_bytes(source, Options()) + 50_000
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_plain_from_pretrained_loads_it(
+    kind: str, qwen2_base: Path, qwen2_adapter: Path, tmp_path: Path
+) -> None:
+    source = open_source(str(qwen2_adapter), str(qwen2_base))
+    write_form(FORMS[kind], source, tmp_path / kind)
+    write_form(MERGED, source, tmp_path / "merged")
+    model = load(tmp_path / kind)
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    quantised = {name for name, kind in kinds.items() if kind in ("Linear4bit", "Linear8bitLt")}
+    assert len(quantised) == 2 * 7
+    assert "lm_head" not in quantised
+    assert model.dtype == torch.bfloat16
+    logits, merged, plain = (
+        each(ROW).logits.float() for each in (model, load(tmp_path / "merged"), load(qwen2_base))
+    )
+    off = (logits - merged).abs().mean()
+    assert off < 0.5 * (plain - merged).abs().mean()
+    assert off > 0
