@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.architecture import check_config, check_tensors, check_type, effective_config
 from artifacts.errors import InvalidInput, NotFound
-from artifacts.exported.formats import format_named
-from artifacts.exported.record import ExportRecord, is_export, read_record
+from artifacts.exported.formats import Format, format_named
+from artifacts.exported.record import ExportRecord, check_files, is_export, read_record
+from artifacts.exported.verdict import Verdict, read_verdict
 from artifacts.storage import storage_errors
 from artifacts.tensor_file import MalformedTensorFile, TensorFile
 
@@ -45,6 +46,12 @@ class Base:
     eos_token_ids: frozenset[int]
     context_length: int  # tokens
     export: ExportRecord | None = None  # where `loraloop export` wrote the folder
+    proof: Verdict | None = None  # of the export
+
+    @property
+    def takes_adapters(self) -> bool:
+        """False for an export that has its adapter inside."""
+        return self.export is None or not format_named(self.export.format).is_merged
 
 
 def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
@@ -58,7 +65,7 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
     raw = _read_json(path / CONFIG_FILE)
     check_type(raw.get("model_type"), path)
     config = _read_config(path)
-    check_config(config, path, is_quantized_export=record is not None)
+    check_config(config, path, is_quantized_export=_is_quantized(record))
     tokenizer = open_tokenizer(path)
     if len(tokenizer) > config.vocab_size:
         raise InvalidInput(
@@ -71,27 +78,52 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
         id=EMBEDDED_ID if path == EMBEDDED_BASE else path_id(folder_or_hub_id, path),
         config=config,
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(config, path) if record is None else record.fingerprint,
+        fingerprint=_fingerprint(config, path) if record is None else _known_fingerprint(record),
         template_hash=template_hash(tokenizer),
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         context_length=int(config.max_position_embeddings),
         export=record,
+        proof=None if record is None else read_verdict(path, record),
     )
 
 
 def _read_export(path: Path) -> ExportRecord | None:
-    """The record of an export, None for a base like any other, which a merged one is too."""
+    """The record of an export, None for a base like any other, which a merged one is too.
+
+    Raises InvalidInput for a form that nothing here runs, Corrupt for files that are not whole.
+    """
     if not is_export(path):
         return None
     record = read_record(path)
     form = format_named(record.format)
     if not form.is_servable:
-        raise InvalidInput(
-            f"{path} is an export of the form {record.format}, which other programs run; serve "
-            "its base with the adapter, or export another form",
-            param="model",
+        raise InvalidInput(f"{path} is no base: {_who_runs(form, path)}", param="model")
+    if form.runtime == "engine":
+        return None
+    check_files(path, record, is_hashed=False)
+    return record
+
+
+def _who_runs(form: Format, path: Path) -> str:
+    if form.name == "adapter":
+        return (
+            "it is an adapter alone, exported as a PEFT folder; serve its base with "
+            f"--adapter NAME={path}"
         )
-    return None if form.runtime == "engine" else record
+    return (
+        f"it is an export of the form {form.name}, which llama.cpp and Ollama run (`ollama create "
+        f"NAME -f {path / 'Modelfile'}`); export merged or onnx-int4 to serve it here"
+    )
+
+
+def _is_quantized(record: ExportRecord | None) -> bool:
+    return record is not None and format_named(record.format).runtime == "transformers"
+
+
+def _known_fingerprint(record: ExportRecord) -> str:
+    """Adapters fit a graph that has none inside as they fit the base that it was made from."""
+    is_merged = format_named(record.format).is_merged
+    return record.fingerprint if is_merged else record.base_fingerprint
 
 
 def path_id(source: str | Path | None, path: Path) -> str:
@@ -201,7 +233,7 @@ def load_transformers_model(
 
 def _locate(source: str | Path | None) -> Path:
     path = EMBEDDED_BASE if source is None else Path(source).expanduser()
-    if (path / CONFIG_FILE).is_file():
+    if (path / CONFIG_FILE).is_file() or is_export(path):
         return path.resolve()
     if path.exists() or source is None:
         raise NotFound(f"{path} is no base model: it has no {CONFIG_FILE}; give a base's folder")

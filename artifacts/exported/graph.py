@@ -8,10 +8,12 @@ its own that ``attention_mask[b]`` allows. So rows may be padded left (places ma
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -41,9 +43,20 @@ class GraphShape:
 
     def new_cache(self, num_rows: int, capacity: int) -> list[Tensor]:
         """Zeros: ``2 * num_layers`` tensors [num_rows, num_kv_heads, capacity, head_dim]."""
+        return [self.new_tensor(num_rows, capacity) for _ in range(2 * self.num_layers)]
+
+    def new_tensor(self, num_rows: int, capacity: int) -> Tensor:
+        """One of them. On the CPU places that are never written cost no memory, which torch's own
+        zeros would. Raises MemoryError and what torch raises on other devices."""
         size = (num_rows, self.num_kv_heads, capacity, self.head_dim)
-        options: Any = {"dtype": self.cache_dtype, "device": self.cache_device}
-        return [torch.zeros(size, **options) for _ in range(2 * self.num_layers)]
+        if self.cache_device != "cpu":
+            return torch.zeros(size, dtype=self.cache_dtype, device=self.cache_device)
+        num_bytes = math.prod(size) * self.cache_dtype.itemsize
+        try:
+            pages = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"no {num_bytes} bytes for a KV cache ({error})") from error
+        return torch.frombuffer(pages, dtype=self.cache_dtype).view(size)
 
 
 @dataclass(frozen=True, slots=True)

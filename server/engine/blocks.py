@@ -15,11 +15,15 @@ from server.engine.sequence import Sequence
 
 
 class BlockPool:
-    """``num_blocks`` blocks of ``block_size`` tokens, shared by all sequences."""
+    """``num_blocks`` blocks of ``block_size`` tokens, shared by all sequences.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    Without ``shares_prefixes`` every sequence computes all of its tokens.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, shares_prefixes: bool = True) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self._shares_prefixes = shares_prefixes
         self._refs = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -38,7 +42,8 @@ class BlockPool:
 
         At least one token is left to compute, because sampling needs its logits.
         """
-        if seq.is_unscored:  # its tokens have to go through the model to be scored
+        # What is to be scored has to go through the model.
+        if seq.is_unscored or not self._shares_prefixes:
             return
         candidates = seq.hash_blocks(self.block_size, (len(seq.token_ids) - 1) // self.block_size)
         for digest in candidates:
@@ -69,7 +74,7 @@ class BlockPool:
     def publish_full(self, seq: Sequence) -> None:
         """Make the sequence's newly filled blocks findable by later prompts."""
         num_full = seq.num_computed // self.block_size
-        if num_full == seq.num_published:
+        if num_full == seq.num_published or not self._shares_prefixes:
             return
         digests = seq.hash_blocks(self.block_size, num_full)
         for i in range(seq.num_published, num_full):

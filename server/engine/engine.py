@@ -75,7 +75,7 @@ class Engine:
         self._runner = runner
         self._decode = decode
         self._pack = pack
-        self._blocks = BlockPool(spec.num_blocks, spec.block_size)
+        self._blocks = BlockPool(spec.num_blocks, spec.block_size, spec.shares_prefixes)
         slots = AdapterSlots(spec.max_resident_adapters, spec.num_adapter_rows)
         self._adapters = AdapterResidency(slots, runner.write_adapter)
         self._scheduler = Scheduler(spec.scheduler, self._blocks, self._adapters)

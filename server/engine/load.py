@@ -71,11 +71,16 @@ def build_engine(
         UnsupportedModel: the configuration or the settings ask for something the engine lacks.
     """
     limits = limits or EngineLimits()
+    if base.export is not None:
+        from server.engine.load_export import build_export_engine
+
+        options = {"dtype": dtype, "quantization": quantization, "kernels": kernels}
+        return build_export_engine(base, limits, options)
     torch.set_num_threads(limits.num_threads or _default_threads(base))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = resolve_dtype(base.config, dtype)
     shape = DecoderShape.of(base.config)
-    max_len = _context_length(base, limits)
+    max_len = context_length(base, limits)
     cache_shape = _cache_shape(shape, limits, max_len, torch_dtype)
     num_rows = limits.max_resident_adapters * limits.max_rank
     weights = Weights(Checkpoint(base), torch_dtype, device)
@@ -205,7 +210,8 @@ def resolve_dtype(config: PretrainedConfig, dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _context_length(base: Base, limits: EngineLimits) -> int:
+def context_length(base: Base, limits: EngineLimits) -> int:
+    """Tokens of a prompt and its answer. Raises UnsupportedModel."""
     wanted = limits.max_model_len
     if wanted is None:
         length: int = base.context_length
@@ -217,23 +223,30 @@ def _context_length(base: Base, limits: EngineLimits) -> int:
     return wanted
 
 
-def _cache_shape(
-    shape: DecoderShape, limits: EngineLimits, max_len: int, dtype: torch.dtype
-) -> CacheShape:
-    """As many blocks as asked for, else what fits `DEFAULT_KV_BYTES` and could ever be used."""
-    bytes_per_token = 2 * shape.num_layers * shape.kv_width * dtype.itemsize
+def num_kv_tokens(limits: EngineLimits, max_len: int, token_bytes: int) -> int:
+    """As many as asked for, else what fits `DEFAULT_KV_BYTES` and could ever be used.
+
+    Raises UnsupportedModel.
+    """
     num_tokens = limits.kv_cache_tokens
     if num_tokens is None:
         num_tokens = max(
-            min(DEFAULT_KV_BYTES // bytes_per_token, limits.max_num_seqs * max_len), max_len
+            min(DEFAULT_KV_BYTES // token_bytes, limits.max_num_seqs * max_len), max_len
         )
     if num_tokens < BLOCK_SIZE:
         raise UnsupportedModel(
             f"kv_cache_tokens {num_tokens} is smaller than one block of {BLOCK_SIZE} tokens"
         )
+    return num_tokens
+
+
+def _cache_shape(
+    shape: DecoderShape, limits: EngineLimits, max_len: int, dtype: torch.dtype
+) -> CacheShape:
+    token_bytes = 2 * shape.num_layers * shape.kv_width * dtype.itemsize
     return CacheShape(
         num_layers=shape.num_layers,
-        num_blocks=-(-num_tokens // BLOCK_SIZE),
+        num_blocks=-(-num_kv_tokens(limits, max_len, token_bytes) // BLOCK_SIZE),
         block_size=BLOCK_SIZE,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,

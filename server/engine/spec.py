@@ -11,7 +11,7 @@ from server.engine.scheduler import SchedulerLimits
 class EngineSpec:
     """Fixed facts of one engine: what the base allows and what the operator configured."""
 
-    kernels: str  # that compute a step: "amx" or "torch"
+    kernels: str  # that compute a step: "amx", "torch", or what runs an export
     max_model_len: int
     max_rank: int
     max_resident_adapters: int
@@ -23,6 +23,7 @@ class EngineSpec:
     eos_token_ids: frozenset[int]
     max_queue: int
     scheduler: SchedulerLimits
+    shares_prefixes: bool = True  # whether a sequence can use K/V that another has computed
 
     @property
     def capacity(self) -> int:
