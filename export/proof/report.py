@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from artifacts.errors import Corrupt
 from artifacts.exported.record import PROOF_FILE
+from artifacts.model_card import table
 from artifacts.safe_write import write_json
+
+_UNITS = {"_bytes": "MB", "_s": "s", "_percent": "%"}
 
 
 class Prompts(BaseModel):
@@ -39,7 +42,7 @@ class Proof(BaseModel):
     tolerances: dict[str, float]
     failures: tuple[str, ...]  # sentences with value and tolerance; empty: it passed
     is_allowed: bool = False  # failed, and kept all the same by --allow-unverified
-    measured: dict[str, float]  # size_bytes, load_s, ttft_p50_s, ttft_p90_s, tokens_per_s, …
+    measured: dict[str, float]  # size_bytes, load_s, ttft_p50_s, tokens_per_s_8, …
     versions: dict[str, str]
     created_at: str  # ISO 8601, UTC
 
@@ -71,7 +74,46 @@ def facts(proof: Proof) -> dict[str, Any]:
 
 
 def proof_section(proof: Proof) -> str:
-    """Markdown for the card."""
-    rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in facts(proof).items())
-    verdict = "passed" if proof.passed else f"FAILED: {'; '.join(proof.failures)}"
-    return f"{verdict}\n\n| figure | value |\n|---|---|\n{rows}"
+    """Markdown for the card: the verdict, the figures with their tolerances, what was measured."""
+    rows = [["figure", "found", "tolerance"]]
+    for name, value in proof.figures.items():
+        limit = proof.tolerances.get(name)
+        rows.append([_words(name), _shown(name, value), "" if limit is None else f"{limit:g}"])
+    measured = [["measured", ""], *([_words(k), _shown(k, v)] for k, v in proof.measured.items())]
+    libraries = ", ".join(f"{name} {number}" for name, number in proof.versions.items())
+    parts = [
+        _verdict(proof),
+        f"Beside base and adapter in transformers and PEFT, float32, on {proof.prompts.count} "
+        f"prompts ({proof.prompts.source}; SHA-256 of their ids `{proof.prompts.sha256[:16]}…`): "
+        f"whole rows, and {proof.decode_steps} decode steps each. Made at {proof.created_at} with "
+        f"{libraries}.",
+        table(rows),
+        "On the machine that made the proof, one process, nothing else to do with it:",
+        table(measured),
+    ]
+    return "\n\n".join(parts)
+
+
+def _verdict(proof: Proof) -> str:
+    if proof.passed:
+        return "**Passed.** It answers as the adapter does, within the tolerances of its form."
+    told = "\n".join(f"- {failure}" for failure in proof.failures)
+    kept = " It was kept all the same by `--allow-unverified`." if proof.is_allowed else ""
+    return f"**Failed.**{kept}\n\n{told}"
+
+
+def _words(name: str) -> str:
+    if name.startswith("tokens_per_s_"):
+        return f"tokens/s at batch {name.rpartition('_')[2]}"
+    for unit, word in _UNITS.items():
+        if name.endswith(unit):
+            return f"{name.removesuffix(unit)} ({word})".replace("_", " ")
+    return name.replace("_", " ")
+
+
+def _shown(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / 1e6:.1f}"
+    if value == int(value) and abs(value) < 1e9:
+        return f"{value:.0f}"
+    return f"{value:.4g}"

@@ -1,0 +1,122 @@
+"""The proofs of several exports of one adapter on one base: first the reference, then each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+
+from artifacts.errors import InvalidInput
+from artifacts.exported.record import ExportRecord, check_files, read_record
+from export.proof.logits_file import LogitsFile
+from export.proof.process import OnProgress, ProofAsk
+from export.proof.prompts import find_questions
+from export.proof.prove import Reference, prove
+from export.proof.reference import (
+    BATCH_SIZE,
+    Answers,
+    answer_all,
+    check_memory,
+    load_reference,
+    num_vectors,
+)
+from export.proof.report import Proof, write_proof
+from export.source import MergeChoice, Source, open_source
+
+OnProof = Callable[[Path, Proof], None]
+
+
+def prove_all(
+    folders: Sequence[Path], ask: ProofAsk, on_progress: OnProgress, on_proof: OnProof
+) -> None:
+    """Each folder gets its ``proof.json``, passed or not, as soon as it is known.
+
+    Raises InvalidInput, InvalidData, NotFound, Corrupt and StorageError.
+    """
+    records = {folder: read_record(folder) for folder in folders}
+    for folder, record in records.items():
+        check_files(folder, record, is_hashed=False)
+    by_merge = sorted(folders, key=lambda folder: _merge_of(records[folder]))
+    groups = [(m, list(g)) for m, g in groupby(by_merge, lambda f: _merge_of(records[f]))]
+    clock = _Clock(on_progress)
+    with ExitStack() as stack:
+
+        def file_in(vocab_size: int, num_vectors: int) -> LogitsFile:
+            return stack.enter_context(LogitsFile(folders[0].parent, vocab_size, num_vectors))
+
+        for merge, group in groups:
+            reference = _reference([records[f] for f in group], ask, merge, file_in, clock)
+            clock.expect(len(group) * (1 + len(reference.adapted)))
+            for folder in group:
+                proof = prove(folder, records[folder], reference, clock.tell)
+                write_proof(folder, proof)
+                on_proof(folder, proof)
+
+
+class _Clock:
+    """Work done and expected, in batches."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._done = self._total = 0
+
+    def expect(self, count: int) -> None:
+        self._total += count
+
+    def tell(self, what: str) -> None:
+        self._done += 1
+        self._total = max(self._total, self._done)
+        self._on_progress(self._done, self._total, what)
+
+
+def _merge_of(record: ExportRecord) -> MergeChoice:
+    return "dequantized" if record.merge == "dequantized" else "original"
+
+
+def _reference(
+    records: Sequence[ExportRecord],
+    ask: ProofAsk,
+    merge: MergeChoice,
+    file_in: Callable[[int, int], LogitsFile],
+    clock: _Clock,
+) -> Reference:
+    """Base and adapter found, checked, loaded, asked, and dropped again."""
+    record = records[0]
+    source = open_source(
+        ask.adapter or record.adapter_source, ask.base or record.base_source, merge
+    )
+    for each in records:
+        _check_identity(each, source)
+    questions = find_questions(source, ask.prompts, ask.max_prompts)
+    check_memory(source)
+    has_plain = any(each.format == "onnx-adapters" for each in records)
+    num = num_vectors(questions)
+    clock.expect((1 + has_plain) * -(-len(questions.rows) // BATCH_SIZE))
+    model = load_reference(source)
+    ends = source.base.eos_token_ids
+    file = file_in(source.base.config.vocab_size, num * (1 + has_plain))
+    tell = clock.tell
+    adapted = answer_all(model, questions, ends, file, tell)
+    plain: list[Answers] = []
+    if has_plain:
+        with model.disable_adapter():
+            plain = answer_all(model, questions, ends, file, tell)
+    return Reference(source, questions, file, adapted, plain)
+
+
+def _check_identity(record: ExportRecord, source: Source) -> None:
+    if source.base.fingerprint != record.base_fingerprint:
+        raise InvalidInput(
+            f"{source.base.path} has the fingerprint {source.base.fingerprint[:16]}…, the export "
+            f"was made from {record.base_id} with {record.base_fingerprint[:16]}…; give that base "
+            "with --model",
+            param="model",
+        )
+    if source.weights.content_hash != record.adapter_hash:
+        raise InvalidInput(
+            f"the adapter {source.folder} has the hash {source.weights.content_hash[:16]}…, the "
+            f"export was made from {record.adapter_id} with {record.adapter_hash[:16]}…; give that "
+            "one with --adapter",
+            param="adapter",
+        )

@@ -1,0 +1,43 @@
+"""Texts to ask where an adapter brings none of its own: Chinese and English, long and short."""
+
+TEXTS = (
+    "What is the capital of France, and how do I get there by train?",
+    "我的订单 20481 到哪里了？请帮我查一下物流。",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "Hello",
+    "你好",
+    "Translate into English: 今天下午三点在图书馆门口见面，别忘了带上借书证。",
+    "Write a short poem about rain on a tin roof.",
+    "请用一句话解释什么是光合作用。",
+    "Why is the sky blue? Explain it to a child of six.",
+    "把下面的句子改得更礼貌：把窗户关上。",
+    "List three fruits that are rich in vitamin C, and say how much of it they hold.",
+    "小明有 12 个苹果，送给小红 5 个，又买了 8 个，他现在有几个苹果？",
+    "My parcel arrived broken. I want my money back, not another one. What do I have to do, and "
+    "how long does it take until the amount is on my account again?",
+    "推荐两本适合初学者的历史书，并说明理由。",
+    "SELECT name, COUNT(*) FROM orders GROUP BY name HAVING COUNT(*) > 3;",
+    "How many minutes are there in a leap year?",
+    "“春眠不觉晓”的下一句是什么？作者是谁？",
+    "Summarise: The council met on Tuesday, heard four speakers on the new bridge, put the vote "
+    "off to spring because two of the bids came in late, and closed with thanks to its clerk.",
+    "北京到上海的高铁大约需要多长时间？",
+    "Is 2027 a prime number?",
+    "帮我写一封请假邮件：明天上午要去医院复查，下午可以照常上班，紧急的事情请打电话联系我。",
+    "What is the difference between a virus and a bacterium?",
+    '{"city": "Lyon", "days": 3, "budget": 400}',
+    "手机充不进电了，充电线是新的，还能先自己检查什么？",
+    "Correct the mistakes: He go to school every days and dont likes it.",
+    "列出二十四节气中属于夏天的六个。",
+    "Which is heavier, a kilogram of feathers or a kilogram of iron?",
+    "水在海拔三千米的地方多少度沸腾？为什么？",
+    "Give me a recipe for two with rice, eggs, spring onions and nothing else that I would have to "
+    "buy first. I have twenty minutes and one pan.",
+    "用“虽然……但是……”造一个句子。",
+    "Who wrote Faust?",
+    "把 3.75 写成最简分数。",
+    "I cannot sleep before exams. What helps within one evening, without medicine?",
+    "茶叶应该怎样保存才不会受潮？",
+    "for i in range(3): print(i ** 2)",
+    "谢谢，再见！",
+)
