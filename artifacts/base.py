@@ -219,12 +219,26 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         return len(self._files)
 
 
+def require_original(base: Base, purpose: str) -> None:
+    """Raises InvalidInput for an export: ``purpose`` needs the base that it was made from."""
+    if base.export is not None:
+        raise InvalidInput(
+            f"{base.id} is an export ({base.export.format}), and {purpose} needs the original "
+            f"base {base.export.base_id}; give that one",
+            param="model",
+        )
+
+
 def load_transformers_model(
     base: Base, dtype: str | torch.dtype = "float32", **options: Any
 ) -> Any:
-    """The base as transformers' own model in eval mode: for training, evaluation, references."""
+    """The base as transformers' own model in eval mode: for training, evaluation, references.
+
+    Raises InvalidInput for an export.
+    """
     from transformers import AutoModelForCausalLM
 
+    require_original(base, "this")
     model = AutoModelForCausalLM.from_pretrained(
         base.path, dtype=dtype, local_files_only=True, **options
     )

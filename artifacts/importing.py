@@ -48,9 +48,10 @@ def import_adapter(
     base's; any other is marked by having neither. With ``roots``, folder and files must really lie
     below one of them. Raises InvalidName, NotFound, and AdapterRejected with the reasons of
     ``read_adapter`` and ``check_adapter``, or path_escape, unreadable_manifest, hash_mismatch,
-    base_mismatch, template_mismatch.
+    base_mismatch, template_mismatch, closed_base.
     """
     check_name(name)
+    check_takes_adapters(base)
     if roots is not None:
         folder = contained(folder, roots)
     if not folder.is_dir():
@@ -64,6 +65,17 @@ def import_adapter(
             check_manifest(manifest, base, weights)
             (scratch / MANIFEST_FILE).unlink()
         return registry.publish(name, scratch, _draft(weights, base, manifest))
+
+
+def check_takes_adapters(base: Base) -> None:
+    """Raises AdapterRejected, closed_base, for an export that has its adapter inside."""
+    if base.export is not None and not base.takes_adapters:
+        raise AdapterRejected(
+            "closed_base",
+            f"{base.id} is an export ({base.export.format}) with its adapter "
+            f"{base.export.adapter_id} inside and takes no others; serve its base "
+            f"{base.export.base_id}, or export the form onnx-adapters",
+        )
 
 
 def check_manifest(manifest: ManifestDraft, base: Base, weights: LoraWeights) -> None:

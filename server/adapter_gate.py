@@ -46,8 +46,9 @@ class LoadGate:
         StorageError if the disk itself fails.
         """
         from artifacts.adapter import check_adapter, read_adapter  # needs torch
-        from artifacts.importing import check_manifest
+        from artifacts.importing import check_manifest, check_takes_adapters
 
+        check_takes_adapters(self.base)
         try:
             with storage_errors(version.path):
                 weights = read_adapter(version.path)

@@ -16,6 +16,7 @@ from artifacts.registry import AdapterVersion, Registry
 from server.control import ControlLimits, TrainingSetup, build_control
 from server.engine.load import EngineLimits, build_engine
 from server.engine.memory import memory_bound
+from server.exports import warn_of_proof
 from server.reporting.telemetry import Telemetry
 from server.settings import Settings
 from server.state import Server
@@ -35,6 +36,7 @@ def build_server(settings: Settings, home: Home, folders: Sequence[Named] = ()) 
     database.check()
     registry.recover()
     base = open_base(settings.model)
+    warn_of_proof(base)
     preload = [_register(registry, base, settings.max_rank, named) for named in folders]
     with memory_bound(f"loading {base.id}", REMEDIES):
         engine = build_engine(

@@ -135,13 +135,20 @@ def _serve(server: Server, listener: socket.socket) -> None:
     def say_ready() -> None:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        what = f"{server.base.id} with {_what_computes(server)}"
         typer.echo(
-            f"ready: http://{shown}:{port}/v1 serves {server.base.id} with {server.engine.kernels} "
-            f"kernels ({time.time() - _process_started_at():.1f} s after start)"
+            f"ready: http://{shown}:{port}/v1 serves {what} "
+            f"({time.time() - _process_started_at():.1f} s after start)"
         )
         _warn_if_open(server.settings, host)
 
     DrainingServer(app, config, server, say_ready).run(sockets=[listener])
+
+
+def _what_computes(server: Server) -> str:
+    if server.base.export is None:
+        return f"{server.engine.kernels} kernels"
+    return f"{server.base.export.format}, whose proof is {server.base.proof}"
 
 
 def _process_started_at() -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from artifacts.base import Base, open_base
+from artifacts.base import Base, open_base, require_original
 from artifacts.chat import ChatRenderer
 from artifacts.database import Database
 from artifacts.home import Home
@@ -46,6 +46,7 @@ def load_inputs(config: TrainingConfig, home: Home) -> Inputs:
     check_places([*config.data, *config.validation_data, *config.test_data])
     registry = Registry(home, Database(home.database_url))
     base = open_chat_base(config.base)
+    require_original(base, "training")
     start = open_start(config, registry, base)
     config = settled_by(config, start)
     check_against_base(config, base)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from server.document.replies import Reply
+from server.document.replies import ExportFacts, Reply
 
 
 class Page(Reply):
@@ -258,6 +258,7 @@ class Ready(Reply):
     status: Literal["ready"]
     model: str
     problems: list[str] = Field(description="what fails while answers go on")
+    export: ExportFacts | None = Field(None, description="where the base is an export")
 
 
 class NotReady(Reply):

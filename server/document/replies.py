@@ -182,6 +182,15 @@ class TextCompletionChunk(Answered):
     usage: Usage | None = None
 
 
+class ExportFacts(Reply):
+    """A base that ``loraloop export`` wrote."""
+
+    format: str
+    adapter: str = Field(description="that was exported; inside, but for onnx-adapters")
+    base: str = Field(description="that it was made from")
+    proof: Literal["passed", "failed", "missing"]
+
+
 class Model(Reply):
     """The base, an adapter by name, or one of its versions."""
 
@@ -193,6 +202,7 @@ class Model(Reply):
     parent: str | None = Field(description="the base of an adapter")
     max_model_len: int = Field(description="tokens of prompt and answer together")
     gate: str | None = Field(None, description="of an adapter: how its evaluation gate ended")
+    export: ExportFacts | None = Field(None, description="of a base that is an export")
 
 
 class ModelList(Reply):

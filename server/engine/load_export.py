@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-
 import torch
 
 from artifacts.adapter import LoraWeights
@@ -21,6 +18,7 @@ from server.engine.load import (
     BLOCK_SIZE,
     SMALL_MODEL_BYTES,
     EngineLimits,
+    Pack,
     answer_decoder,
     context_length,
     num_kv_tokens,
@@ -28,8 +26,6 @@ from server.engine.load import (
 from server.engine.runner_graph import GraphAdapter, GraphRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.spec import EngineSpec
-
-logger = logging.getLogger(__name__)
 
 
 def build_export_engine(base: Base, limits: EngineLimits, options: dict[str, str]) -> Engine:
@@ -68,7 +64,7 @@ def build_export_engine(base: Base, limits: EngineLimits, options: dict[str, str
     return Engine(spec, runner, answer_decoder(base.tokenizer), packer(model))
 
 
-def packer(model: ExportedModel) -> Callable[[LoraWeights], GraphAdapter]:
+def packer(model: ExportedModel) -> Pack:
     def pack(weights: LoraWeights) -> GraphAdapter:
         inputs = model.pack(weights)
         return GraphAdapter(weights.rank, inputs, sum(t.nbytes for t in inputs.values()))

@@ -21,6 +21,7 @@ from server.audit import who
 from server.auth import Caller
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
+from server.exports import refuse_training
 from server.fields import StrictBody, Text, refuse
 from server.files import StoredFile
 from server.jobs.request import TrainAdapter, job_of_admin
@@ -87,6 +88,7 @@ async def list_adapters(server: ServerDep, caller: Admin) -> dict[str, Any]:
 @router.post("/train", summary="Train an adapter in one call", responses={400: ERRORS[400]})
 async def train_adapter(body: TrainAdapter, server: ServerDep, caller: Admin) -> dict[str, Any]:
     """The same job as POST /v1/fine_tuning/jobs makes, from a file, a path or examples."""
+    refuse_training(server.base)
     check_adapter_name(body.name, "name", server.base.id)
     if body.file_id is not None:
         return await _start(server, caller, body, body.file_id)

@@ -17,6 +17,7 @@ from server.audit import who
 from server.auth import Caller
 from server.deps import Admin, ServerDep
 from server.errors import ApiError
+from server.exports import refuse_training
 from server.jobs.request import CreateJob, job_of
 from server.jobs.view import checkpoint_json, event_json, job_json
 from server.paging import Order, Paging, list_json
@@ -48,6 +49,7 @@ class EventsAsked(BaseModel):
 @router.post("", summary="Start a fine-tuning job", responses={400: ERRORS[400]})
 async def create_job(body: CreateJob, server: ServerDep, caller: Admin) -> dict[str, Any]:
     """Queues the job. ``suffix`` is the adapter's name, ``loraloop`` takes training's own keys."""
+    refuse_training(server.base)
     start_from = await start_of(body.model, server)
     job = job_of(body, server.base.id, server.engine.max_rank, start_from)
     return await shown(await submit_job(server, caller, job), server)

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from server.deps import ServerDep
+from server.exports import export_facts
 
 router = APIRouter(prefix="/health", tags=["operations"])
 
@@ -28,4 +29,5 @@ async def ready(server: ServerDep) -> JSONResponse:
     if reason is not None:
         return JSONResponse({"status": "not ready", "reason": reason}, 503, {"Retry-After": "2"})
     problems = [each.what for each in server.troubles.values() if each.reason is not None]
-    return JSONResponse({"status": "ready", "model": server.base.id, "problems": problems})
+    facts = {"model": server.base.id, "problems": problems, **export_facts(server.base)}
+    return JSONResponse({"status": "ready", **facts})

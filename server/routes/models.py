@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from artifacts.catalog import AdapterVersion
 from artifacts.errors import NotFound
 from artifacts.names import AdapterRef
 from server.deps import Infer, ServerDep
+from server.exports import export_facts, is_offered
 from server.resolve import find_fixed
 from server.routes.openapi import ERRORS
 from server.state import Server
@@ -21,13 +23,14 @@ router = APIRouter(prefix="/v1/models", tags=["inference"])
 
 @router.get("", summary="List models")
 async def list_models(server: ServerDep, caller: Infer) -> dict[str, Any]:
-    """The base; each adapter by name (its champion, else its latest) and by version."""
+    """The base; each adapter of it by name (its champion, else its latest) and by version."""
     catalog = server.catalog.current
     entries = [_base_entry(server)]
     for name, versions in catalog.versions.items():
         with contextlib.suppress(NotFound):  # every version failed its gate: no name, only numbers
-            entries.append(_adapter_entry(server, name, catalog.resolve(AdapterRef(name))))
-        entries.extend(_adapter_entry(server, each.id, each) for each in versions.values())
+            named = catalog.resolve(AdapterRef(name))
+            entries.extend(_adapter_entry(server, name, each) for each in _offered(server, [named]))
+        entries.extend(_adapter_entry(server, v.id, v) for v in _offered(server, versions.values()))
     return {"object": "list", "data": entries}
 
 
@@ -49,7 +52,12 @@ def _base_entry(server: Server) -> dict[str, Any]:
         "root": server.base.id,
         "parent": None,
         "max_model_len": server.engine.max_model_len,
+        **export_facts(server.base),
     }
+
+
+def _offered(server: Server, versions: Iterable[AdapterVersion]) -> list[AdapterVersion]:
+    return [each for each in versions if is_offered(each.manifest, server.base)]
 
 
 def _adapter_entry(server: Server, model_id: str, version: AdapterVersion) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.deps import Admin, Infer, ServerDep
+from server.exports import export_facts
 from server.reporting.telemetry import MAX_WINDOW_S
 from server.state import Server
 
@@ -75,6 +76,7 @@ def _engine(server: Server) -> dict[str, Any]:
     stats = server.engine.stats()
     return {
         "kernels": server.engine.kernels,
+        **export_facts(server.base),
         "running": stats.num_running,
         "waiting": stats.num_waiting,
         "kv_blocks_total": stats.kv_blocks_total,

@@ -244,6 +244,9 @@ class FakeBase:
     eos_token_ids: frozenset[int] = frozenset({EOS})
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     context_length: int = 64
+    takes_adapters: bool = True
+    export: Any = None
+    proof: Any = None
 
 
 class FakeRenderer:
