@@ -1,4 +1,4 @@
-"""ONNX graphs in ONNX Runtime: the cache is bound as input and output at once, so nothing copies it."""
+"""ONNX graphs in ONNX Runtime: the cache is bound as input and output at once, never copied."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from artifacts.adapter import LoraWeights
 from artifacts.errors import Corrupt, InvalidInput
 from artifacts.exported.graph import INPUT_NAMES, AdapterInputs, GraphBatch, GraphShape
+from artifacts.exported.onnx_adapters import adapter_shapes, pack_adapter, read_onnx_adapter
 
 MODEL_FILE = "model.onnx"
 _CACHE_TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -22,11 +23,11 @@ _NUMPY = {torch.int64: np.int64, torch.float32: np.float32, torch.float16: np.fl
 class OnnxModel:
     """One session. Logits lie in a buffer of their own, which the next call writes again."""
 
-    takes_adapters = False
-
     def __init__(self, session: Any, shape: GraphShape) -> None:
         self.shape = shape
         self._session = session
+        self._adapter_shapes = adapter_shapes(session)
+        self.takes_adapters = bool(self._adapter_shapes)
         self._past = [f"past_key_values.{name}" for name in shape.cache_names]
         self._present = [f"present.{name}" for name in shape.cache_names]
         self._logits_dtype = _CACHE_TYPES[session.get_outputs()[0].type]
@@ -35,9 +36,13 @@ class OnnxModel:
     def run(
         self, batch: GraphBatch, cache: Sequence[Tensor], adapter: AdapterInputs | None = None
     ) -> Tensor:
-        """See `ExportedModel`. The logits are valid until the next call."""
-        if adapter is not None:
-            raise InvalidInput("this export takes no adapter: its own is merged", param="adapter")
+        """See `ExportedModel`. The logits are valid until the next call.
+
+        Every call binds anew, so nothing of the adapter before it is left. Bound, because
+        RunOptions' active adapters do nothing in ``run_with_iobinding``.
+        """
+        if adapter is not None and not self.takes_adapters:
+            raise self._takes_none()
         logits = self._room(*batch.logits_rows.shape)
         binding = self._session.io_binding()
         for name in INPUT_NAMES:
@@ -45,12 +50,27 @@ class OnnxModel:
         for past, present, tensor in zip(self._past, self._present, cache, strict=True):
             _bind(binding.bind_input, past, tensor)
             _bind(binding.bind_output, present, tensor)
+        for name, tensor in (adapter or {}).items():
+            _bind(binding.bind_input, name, tensor)
         _bind(binding.bind_output, "logits", logits)
         self._session.run_with_iobinding(binding)
         return logits.float()
 
     def pack(self, weights: LoraWeights) -> AdapterInputs:
-        raise InvalidInput("this export takes no adapter: its own is merged", param="adapter")
+        """Raises AdapterRejected for one that does not fit, InvalidInput where none is taken."""
+        if not self.takes_adapters:
+            raise self._takes_none()
+        return pack_adapter(weights, self._adapter_shapes)
+
+    def read_adapter(self, path: Path) -> AdapterInputs:
+        """A ``.onnx_adapter`` file. Raises what `pack` raises, NotFound and Corrupt."""
+        if not self.takes_adapters:
+            raise self._takes_none()
+        return read_onnx_adapter(path, self._adapter_shapes)
+
+    @staticmethod
+    def _takes_none() -> InvalidInput:
+        return InvalidInput("this export takes no adapter: its own is merged", param="adapter")
 
     def _room(self, num_rows: int, num_wanted: int) -> Tensor:
         """The buffer's first part as [num_rows, num_wanted, vocab_size]; grows where it must."""

@@ -32,7 +32,8 @@ def grouped_attention(
     group = heads // kv_heads
     stacked = (query * scaling).reshape(rows, kv_heads, group * length, width)
     scores = (stacked @ key.transpose(2, 3)).reshape(rows, heads, length, capacity)
-    weights = torch.softmax(scores + attention_mask, dim=-1)
+    # In float32 whatever the model's format, as transformers has it.
+    weights = torch.softmax(scores + attention_mask, dim=-1, dtype=torch.float32).to(value.dtype)
     mixed = weights.reshape(rows, kv_heads, group * length, capacity) @ value
     return mixed.reshape(rows, heads, length, width).transpose(1, 2), None
 
@@ -40,11 +41,11 @@ def grouped_attention(
 AttentionInterface.register(ATTENTION, grouped_attention)
 
 
-class SlabCache(Cache):
+class SlabCache(Cache):  # type: ignore[misc]
     """Writes new keys and values to their places; hands out the whole rows."""
 
     def __init__(self, past: Sequence[Tensor], places: Tensor, *, in_place: bool) -> None:
-        self.layers = []
+        self.layers: list[Any] = []
         self.present = list(past)
         self._places = places  # [num_rows, 1, length, 1]
         self._in_place = in_place

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from artifacts.errors import InvalidInput
 from export.source import Source
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
 
 # Work done and in all, in any unit, and what is being done now.
 Progress = Callable[[int, int, str], None]
@@ -53,15 +56,16 @@ class Workshop:
         self.source = source
         self.scratch = scratch
         self.progress = progress
+        self._skeletons: dict[torch.dtype, ir.Model] = {}
 
-    @cached_property
-    def float32_graph(self) -> Path:
-        """``model.onnx`` with its data file beside it, merged, float32."""
-        from export.graph.export import export_graph
+    def skeleton(self, dtype: torch.dtype) -> ir.Model:
+        """An ONNX graph without weights, for the caller to fill and change; traced once."""
+        if dtype not in self._skeletons:
+            from export.graph.skeleton import skeleton
 
-        folder = self.scratch / "float32"
-        folder.mkdir()
-        return export_graph(self.source, folder, self.progress)
+            self.progress(0, 1, "tracing")
+            self._skeletons[dtype] = skeleton(self.source.base.config, dtype)
+        return self._skeletons[dtype].clone()
 
 
 class Form(Protocol):

@@ -1,95 +1,99 @@
-"""From transformers' classes to one ONNX graph with its KV cache outside. Knows no quantisation."""
+"""The merged graph in float32 or float16."""
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import torch
-from torch import Tensor
 
-from artifacts.exported.graph import INPUT_NAMES
-from artifacts.exported.slab import ATTENTION, SlabDecoder
+from artifacts.errors import InvalidInput
 from export.forms.form import Progress
-from export.source import Source, merged_model
+from export.graph.files import constant, initializer, lazy, write_graph
+from export.graph.linears import Linear, linears
+from export.graph.skeleton import skeleton
+from export.source import MergedTensors, Source
 
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-OPSET = 21
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._dynamo")
+FLOAT16_MAX = 65504.0
+Weights = Mapping[str, torch.Tensor]
 
 
 def export_graph(source: Source, folder: Path, progress: Progress) -> Path:
     """Writes ``model.onnx`` and its weights in ``model.onnx.data``, merged, float32."""
-    progress(0, 3, "merging")
-    model = merged_model(source, attention=ATTENTION)
-    progress(1, 3, "tracing")
-    program = trace(SlabDecoder(model, in_place=False))
-    progress(2, 3, "writing the graph")
-    path = folder / MODEL_FILE
-    program.save(path, external_data=True)
-    progress(3, 3, "writing the graph")
-    return path
+    progress(0, 1, "tracing")
+    model = skeleton(source.base.config)
+    fill(model, MergedTensors(source))
+    return write_graph(model, folder, progress)
 
 
-def trace(decoder: SlabDecoder) -> Any:
-    """torch.onnx's program of a decoder that returns its cache; every size but the model's free."""
-    config = decoder.model.config
-    names = cache_names(config.num_hidden_layers)
-    with _quiet(), torch.no_grad():
-        return torch.onnx.export(
-            decoder.eval(),
-            _sample(config, next(decoder.parameters()).dtype),
-            dynamo=True,
-            dynamic_shapes=_dynamic_shapes(2 * config.num_hidden_layers),
-            opset_version=OPSET,
-            input_names=[*INPUT_NAMES, *(f"past_key_values.{name}" for name in names)],
-            output_names=["logits", *(f"present.{name}" for name in names)],
-            verbose=False,
-        )
+def fill(model: ir.Model, weights: Weights) -> None:
+    """Gives every empty initializer its weight, in the graph's number format.
+
+    Weights of products lie transposed, as MatMul wants them: a runtime that transposes them itself
+    keeps both. One that is the embedding as well stays as it is, under a Gemm, which transposes
+    as it goes.
+    """
+    for linear in linears(model.graph):
+        if linear.is_shared:
+            _as_gemm(model.graph, linear)
+        else:
+            _as_product(model.graph, linear, weights)
+    fill_rest(model.graph, weights)
 
 
-def cache_names(num_layers: int) -> list[str]:
-    return [f"{i}.{side}" for i in range(num_layers) for side in ("key", "value")]
+def fill_rest(graph: ir.Graph, weights: Weights) -> None:
+    """What is left empty is given its weight as it stands."""
+    for value in graph.initializers.values():
+        if value.const_value is None:
+            lazy(value, maker(weights, value))
 
 
-def _sample(config: Any, dtype: torch.dtype) -> tuple[Any, ...]:
-    """Ragged and padded: what is all ones or all the same could be taken for a constant."""
-    rows, length, capacity = 2, 3, 8
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    size = (rows, config.num_key_value_heads, capacity, width)
-    mask = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
-    past: tuple[Tensor, ...] = tuple(
-        torch.zeros(size, dtype=dtype) for _ in range(2 * config.num_hidden_layers)
+def maker(weights: Weights, value: ir.Value) -> Callable[[], np.ndarray]:
+    """Reads the weight that ``value`` is named after. Raises InvalidInput beyond float16."""
+    name, dtype = str(value.name), value.dtype
+
+    def make() -> np.ndarray:
+        weight = weights[name]
+        if dtype == ir.DataType.FLOAT16:
+            largest = float(weight.abs().max())
+            if not largest <= FLOAT16_MAX:
+                raise InvalidInput(
+                    f"{name} holds {largest:g}, float16 goes to {FLOAT16_MAX:g}; use format onnx",
+                    param="format",
+                )
+            weight = weight.half()
+        return weight.numpy()
+
+    return make
+
+
+def _as_product(graph: ir.Graph, linear: Linear, weights: Weights) -> None:
+    make = maker(weights, linear.weight)
+    graph.initializers.pop(linear.name)
+    assert linear.weight.dtype is not None
+    size = [linear.in_features, linear.out_features]
+    turned = initializer(graph, linear.name, linear.weight.dtype, size)
+    lazy(turned, lambda: np.ascontiguousarray(make().T))
+    product = ir.node("MatMul", [linear.input, turned])
+    linear.replace(
+        graph,
+        [product]
+        if linear.bias is None
+        else [product, ir.node("Add", [product.outputs[0], linear.bias])],
     )
-    ids = torch.randint(0, config.vocab_size, (rows, length))
-    positions = torch.tensor([[0, 0, 1], [0, 1, 2]])
-    return ids, positions, torch.tensor([0, 0]), mask, torch.tensor([[2, 1], [2, 1]]), past
 
 
-def _dynamic_shapes(num_cache: int) -> tuple[Any, ...]:
-    dim = torch.export.Dim
-    batch, length, capacity = dim("batch"), dim("length"), dim("capacity")
-    tokens = {0: batch, 1: length}
-    past = tuple({0: batch, 2: capacity} for _ in range(num_cache))
-    return tokens, tokens, {0: batch}, {0: batch, 1: capacity}, {0: batch, 1: dim("logits")}, past
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch and onnxscript tell of their own passes, which say nothing about the result."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _as_gemm(graph: ir.Graph, linear: Linear) -> None:
+    flat = ir.node("Reshape", [linear.input, constant(graph, [-1, linear.in_features])])
+    inputs = [flat.outputs[0], linear.weight]
+    if linear.bias is not None:
+        inputs.append(linear.bias)
+    product = ir.node("Gemm", inputs, {"transB": 1})
+    rows = ir.node("Shape", [linear.input], {"start": 0, "end": 2})
+    shape = ir.node(
+        "Concat", [rows.outputs[0], constant(graph, [linear.out_features])], {"axis": 0}
+    )
+    back = ir.node("Reshape", [product.outputs[0], shape.outputs[0]])
+    linear.replace(graph, [flat, product, rows, shape, back])

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from export.forms.form import Options, Workshop
+from export.source import open_source
 from tests.training.conftest import tiny_base
 
 __all__ = ["tiny_base"]
@@ -42,10 +44,17 @@ def bfloat16_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def float32_graph(tiny_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workshop(tiny_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """Of the tiny base and the adapter; what it made once is shared by all tests."""
+    source = open_source(str(adapter), str(tiny_base))
+    return Workshop(source, tmp_path_factory.mktemp("workshop"), lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def float32_graph(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``model.onnx`` of the tiny base with the adapter merged; beside it ``model.onnx.data``."""
-    from export.graph.export import export_graph
-    from export.source import open_source
+    from export.forms.onnx import FLOAT32
 
     folder = tmp_path_factory.mktemp("graphs")
-    return export_graph(open_source(str(adapter), str(tiny_base)), folder, lambda *_: None)
+    FLOAT32.write(workshop, Options(), folder)
+    return folder / "model.onnx"
