@@ -6,12 +6,19 @@ a time. How it was quantised is in the adapter's manifest.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from artifacts.architecture import linear_shapes
 from artifacts.errors import InvalidInput
 from export.source import Source
+
+_PIECE = (
+    1 << 18
+)  # weights, a multiple of every block: bitsandbytes takes 24 bytes for each meanwhile
+_SCALE_BLOCK = 256  # scales of nf4 that share a scale of theirs: double quantisation
 
 
 def is_quantized(name: str, source: Source) -> bool:
@@ -38,14 +45,38 @@ def dequantized(name: str, weight: Tensor, source: Source) -> Tensor:
         ) from error
     loaded = weight.to(trained_dtype(source))
     if source.quantization == "int8":
-        rows, scales, _ = functional.int8_vectorwise_quant(loaded.to(torch.float16))
-        value = functional.int8_vectorwise_dequant(rows, scales).to(loaded.dtype)
+        value = functional.int8_vectorwise_dequant(*quantize_int8(loaded)).to(loaded.dtype)
     else:
-        packed, state = functional.quantize_4bit(
-            loaded, compress_statistics=is_double(source), quant_type="nf4"
-        )
+        packed, state = quantize_nf4(loaded, is_double=is_double(source))
         value = functional.dequantize_4bit(packed, state)
     return torch.as_tensor(value).float()
+
+
+def quantize_nf4(weight: Tensor, *, is_double: bool) -> tuple[Tensor, Any]:
+    """``functional.quantize_4bit``'s weights and state, made in pieces."""
+    from bitsandbytes import functional
+
+    flat = weight.reshape(-1).split(_PIECE)
+    pieces = [functional.quantize_4bit(each, quant_type="nf4") for each in flat]
+    state = pieces[0][1]
+    state.shape = weight.shape
+    state.absmax = torch.cat([each.absmax for _, each in pieces])
+    if is_double:
+        state.offset = state.absmax.mean()
+        state.absmax, state.state2 = functional.quantize_blockwise(
+            state.absmax - state.offset, blocksize=_SCALE_BLOCK
+        )
+        state.nested = True
+    return torch.cat([packed for packed, _ in pieces]), state
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """``functional.int8_vectorwise_quant``'s rows and their scales, made in pieces."""
+    from bitsandbytes import functional
+
+    rows = weight.split(max(1, _PIECE // weight.shape[1]))
+    pieces = [functional.int8_vectorwise_quant(each.to(torch.float16)) for each in rows]
+    return torch.cat([each[0] for each in pieces]), torch.cat([each[1] for each in pieces])
 
 
 def trained_dtype(source: Source) -> torch.dtype:

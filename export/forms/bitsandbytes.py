@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import bitsandbytes  # noqa: F401 - the form is refused without it, see `export.forms.catalogue`
 import torch
-from bitsandbytes import functional
 from torch import Tensor
 
 from artifacts.architecture import linear_shapes
@@ -21,10 +21,10 @@ from artifacts.base import CONFIG_FILE, Checkpoint
 from artifacts.safe_write import write_json
 from export.forms.form import Options, Workshop
 from export.forms.shards import write_shards
+from export.quantized_base import quantize_int8, quantize_nf4
 from export.source import MergedTensors, Source
 
-NF4_BLOCK = 64  # weights that share a scale
-SCALE_BLOCK = 256  # scales that share a scale of theirs: double quantisation
+NF4_BLOCK = 64  # weights that share a scale, bitsandbytes' default
 _WIDE = ["lm_head"]
 
 
@@ -98,16 +98,14 @@ def wide_dtype(source: Source) -> torch.dtype:
 
 
 def _nf4(name: str, weight: Tensor) -> dict[str, Tensor]:
-    packed, state = functional.quantize_4bit(
-        weight, blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
-    )
+    packed, state = quantize_nf4(weight, is_double=True)
     parts = state.as_dict(packed=True)
     return {name: packed, **{f"{name}.{key}": tensor for key, tensor in parts.items()}}
 
 
 def _int8(name: str, weight: Tensor) -> dict[str, Tensor]:
     module = name.removesuffix("weight")
-    rows, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+    rows, scales = quantize_int8(weight)
     by_rows = torch.tensor(0, dtype=torch.uint8)
     return {name: rows, f"{module}SCB": scales, f"{module}weight_format": by_rows}
 

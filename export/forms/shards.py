@@ -5,6 +5,8 @@ One file's tensors are in memory at a time, those that are mapped from a file no
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from artifacts.base import INDEX_FILE
 from artifacts.safe_write import write_json
 
 WEIGHTS_FILE = "model.safetensors"
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 
 
 def write_shards(folder: Path, groups: Iterable[Mapping[str, Tensor]], max_bytes: int) -> int:
@@ -23,6 +26,7 @@ def write_shards(folder: Path, groups: Iterable[Mapping[str, Tensor]], max_bytes
     A group is never divided, so one that is larger than ``max_bytes`` has a larger file of its
     own. Raises OSError.
     """
+    _free_at_once()
     files: list[dict[str, int]] = []  # of each file: name → bytes
     shard: dict[str, Tensor] = {}
     for group in groups:
@@ -43,6 +47,16 @@ def write_shards(folder: Path, groups: Iterable[Mapping[str, Tensor]], max_bytes
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     write_json(folder / INDEX_FILE, index)
     return len(files)
+
+
+def _free_at_once() -> None:
+    """Has tensors give their memory back when they go.
+
+    glibc keeps freed blocks of up to 32 MB for later: among tensors of many sizes and lives that
+    is as much again as a file. A C library without the knob keeps its own ways.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
 
 
 def _write(folder: Path, number: int, shard: Mapping[str, Tensor]) -> dict[str, int]:
