@@ -68,7 +68,8 @@ def read_onnx_adapter(path: Path, shapes: LinearShapes) -> AdapterInputs:
         found = ort.AdapterFormat.read_adapter(str(path)).get_parameters()
     except RuntimeError as error:
         raise Corrupt(f"{path} is no whole {SUFFIX} file ({error}); export it again") from error
-    inputs = {name: torch.from_numpy(value.numpy()) for name, value in found.items()}
+    # Copies: what numpy() returns lies in the file's own buffer, which nothing here keeps.
+    inputs = {name: torch.from_numpy(value.numpy()).clone() for name, value in found.items()}
     check_inputs(inputs, shapes, path)
     return inputs
 
