@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,6 +19,7 @@ from export.run import Asked, Exported, export_forms
 
 def export_and_tell(asked: Asked) -> None:
     """Raises LoraloopError for whatever cannot be exported, and Exit(1) if a proof failed."""
+    _quiet_libraries()
     with progress_bar() as progress:
         done = export_forms(asked, progress)
     for exported in done:
@@ -33,11 +36,23 @@ def export_and_tell(asked: Asked) -> None:
 
 def bench_and_tell(asked: BenchAsked) -> None:
     """The table on stdout. Raises LoraloopError."""
+    _quiet_libraries()
     with progress_bar() as progress:
         rows = bench_forms(asked, progress)
     typer.echo(markdown(rows))
     for sentence in verdicts(rows):
         typer.echo(sentence)
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and notes of libraries that would stand between the lines of our own."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for module in ("torch", "transformers", "bitsandbytes", "onnxscript"):
+        warnings.filterwarnings("ignore", module=module)
 
 
 def _line(exported: Exported) -> str:
