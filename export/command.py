@@ -99,7 +99,6 @@ def run_command(
     pt2: Annotated[
         bool | None, typer.Option("--pt2/--no-pt2", help="torchscript: model.pt2 beside it")
     ] = None,
-    pt2: Annotated[bool, typer.Option(help="torchscript: torch.export's program beside it")] = True,
     prompts: Annotated[
         Path | None,
         typer.Option(help="verify on these (JSONL or text) instead of the held-out rows"),
@@ -124,7 +123,6 @@ def run_command(
             "shard_bytes": None if shard_gb is None else int(shard_gb * 1e9),
             "block_size": block_size,
             "keep_head": keep_head or None,
-            "pt2": None if pt2 else False,
             "pt2": pt2,
         }
         chosen = output or file.output
