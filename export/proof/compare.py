@@ -125,7 +125,7 @@ class Comparison:
         self, model: ExportedModel, file: LogitsFile, adapter: AdapterInputs | None = None
     ) -> None:
         self._model, self._file, self._adapter = model, file, adapter
-        self._prefill, self._decode = Differences(), Differences()
+        self._prefill, self._decode, self._reread = Differences(), Differences(), Differences()
         self._perplexity, self._greedy = Perplexity(), Greedy()
 
     def run(self, batches: Sequence[Answers], tell: Tell) -> dict[str, float]:
@@ -135,6 +135,7 @@ class Comparison:
         for i, answers in enumerate(batches):
             self._read(answers, has_replies)
             self._answer(answers, "right" if i % 2 else "left")
+            self._reread_answer(answers)
             tell("comparing")
         return self._figures()
 
@@ -180,10 +181,26 @@ class Comparison:
             answers.greedy, torch.stack(found_tokens, 1), torch.stack(ties, 1), answers.is_answer
         )
 
+    def _reread_answer(self, answers: Answers) -> None:
+        """Prompts and greedy answers, read as rows: what decoding has to agree with."""
+        replies = answers.greedy[:, :-1].tolist()
+        rows = [[*p, *reply] for p, reply in zip(answers.prompts, replies, strict=True)]
+        stream = Stream(self._model, rows, adapter=self._adapter)
+        num_rows, num_steps = answers.greedy.shape
+        first = stream.width - num_steps  # place of every prompt's last token: they end together
+        for start in range(0, stream.width, _CHUNK):
+            end = min(start + _CHUNK, stream.width)
+            logits = stream.prefill(start, end)
+            for place in range(max(start, first), end):
+                number = answers.decode_first + (place - first) * num_rows
+                self._reread.add(self._file.read(number, num_rows), logits[:, place - start])
+
     def _figures(self) -> dict[str, float]:
         prefill, decode, greedy = self._prefill, self._decode, self._greedy
         found = {
-            "num_not_finite": float(prefill.num_not_finite + decode.num_not_finite),
+            "num_not_finite": float(
+                prefill.num_not_finite + decode.num_not_finite + self._reread.num_not_finite
+            ),
             "num_prefill_tokens": float(prefill.num_tokens),
             "num_decode_tokens": float(decode.num_tokens),
             "greedy_agreement": greedy.num_same / max(greedy.num_tokens, 1),
@@ -193,6 +210,7 @@ class Comparison:
         }
         if not (prefill.num_tokens and decode.num_tokens):
             return found  # nothing but NaN
+        once, steps = (max(each.mean_kl, _KL_FLOOR) for each in (self._reread, decode))
         largest = max(prefill.max_diff, decode.max_diff)
         return {
             "max_logit_diff": largest,
@@ -204,7 +222,7 @@ class Comparison:
             "prefill_kl": prefill.mean_kl,
             "decode_kl": decode.mean_kl,
             "max_kl": max(prefill.max_kl, decode.max_kl),
-            "decode_kl_ratio": decode.mean_kl / max(prefill.mean_kl, _KL_FLOOR),
+            "decode_kl_factor": max(once, steps) / min(once, steps),
             "top1_agreement": prefill.num_same / prefill.num_tokens,
             **found,
         }

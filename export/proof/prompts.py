@@ -21,6 +21,7 @@ from export.source import Source
 
 MIN_PROMPTS = 32
 DECODE_STEPS = 32
+BATCH_SIZE = 8
 MAX_TOKENS = 256  # of a row: what is longer is cut, the prompt's beginning first
 _MAX_SHOWN = 5  # bad lines in the message of an error
 
@@ -64,7 +65,7 @@ def find_questions(source: Source, given: Path | None, max_prompts: int) -> Ques
         kept = f"{what} ({len(rows)}), built-in texts ({len(built_in)})"
         what = kept if rows else "built in: no held-out rows kept"
         rows = [*rows, *built_in]
-    cut = tuple(_cut(row, base.context_length, room) for row in rows)
+    cut = _ragged([_cut(row, base.context_length, room) for row in rows])
     text = json.dumps([[row.token_ids, row.num_prompt] for row in cut])
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Questions(cut, Prompts(source=what, count=len(cut), sha256=digest))
@@ -76,6 +77,17 @@ def _cut(row: HeldOutRow, context: int, room: int) -> HeldOutRow:
     start = max(0, min(len(row.token_ids) - longest, row.num_prompt - 1))
     start = max(start, row.num_prompt - room)
     return HeldOutRow(row.token_ids[start : start + longest], min(row.num_prompt - start, longest))
+
+
+def _ragged(rows: Sequence[HeldOutRow]) -> tuple[HeldOutRow, ...]:
+    """No batch of prompts of one length, which would prove nothing of padding."""
+    found = list(rows)
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = rows[start : start + BATCH_SIZE]
+        row = batch[0]
+        if len({each.num_prompt for each in batch}) == 1 < min(len(batch), row.num_prompt):
+            found[start] = HeldOutRow(row.token_ids[1:], row.num_prompt - 1)
+    return tuple(found)
 
 
 def _heldout_rows(source: Source) -> list[HeldOutRow]:

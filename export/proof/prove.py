@@ -90,9 +90,10 @@ def _examine(
     found.measured |= load | measure(model, prompts, adapter=adapter)
     found.measured["peak_memory_bytes"] = float(memory.so_far())
     tell("measured")
-    figures = compare(model, reference, adapter, tell)
-    num_otherwise = {} if record.format == "adapter" else _tokenizer_figures(folder, source)
-    judge_all(record.format, source, {**figures, **num_otherwise}, found)
+    found.figures = compare(model, reference, adapter, tell)
+    if record.format != "adapter":  # which has none of its own
+        found.figures |= _tokenizer_figures(folder, source)
+    found.tolerances, found.failures = judged(record.format, source, found.figures)
 
 
 def compare(
@@ -106,18 +107,21 @@ def compare(
     return figures
 
 
-def judge_all(form: str, source: Source, figures: Mapping[str, float], found: _Found) -> None:
-    """Fills in figures, tolerances and failures."""
-    dtype = str(source.base.config.dtype).removeprefix("torch.")
-    rules = tolerances_of(form, dtype)
-    found.figures |= figures
-    found.failures += judge(form, figures, rules)
+def judged(
+    form: str, source: Source, figures: Mapping[str, float]
+) -> tuple[dict[str, float], list[str]]:
+    """The tolerances that hold for ``figures``, and a sentence for each that is not kept."""
+    rules = tolerances_of(form, str(source.base.config.dtype).removeprefix("torch."))
     plain = {key.removeprefix("base_"): figures[key] for key in figures if key.startswith("base_")}
-    found.failures += [f"without an adapter {each}" for each in judge(form, plain, rules)]
-    for prefix, some in (("", figures), ("base_", plain)):
-        found.tolerances |= {
-            prefix + rule.figure: rule.limit for rule in rules if rule.figure in some
-        }
+    failures = judge(form, figures, rules)
+    failures += [f"without an adapter {each}" for each in judge(form, plain, rules)]
+    tolerances = {
+        prefix + rule.figure: rule.limit
+        for prefix, some in (("", figures), ("base_", plain))
+        for rule in rules
+        if rule.figure in some
+    }
+    return tolerances, failures
 
 
 def _tokenizer_figures(folder: Path, source: Source) -> dict[str, float]:

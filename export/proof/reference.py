@@ -17,10 +17,9 @@ from artifacts.base import Checkpoint, load_transformers_model
 from artifacts.errors import Corrupt, InvalidInput
 from artifacts.heldout import HeldOutRow
 from export.proof.logits_file import LogitsFile
-from export.proof.prompts import DECODE_STEPS, Questions
+from export.proof.prompts import BATCH_SIZE, DECODE_STEPS, Questions
 from export.source import MergedTensors, Source
 
-BATCH_SIZE = 8
 _CHUNK = 64  # places of a prefill at once: logits of more would not fit
 _STEPS = DECODE_STEPS + 1  # logits of a decode: behind the prompt, and behind each token fed
 _COPIES = 4  # of a chunk's logits that are in memory at once

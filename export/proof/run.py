@@ -11,10 +11,9 @@ from artifacts.errors import InvalidInput
 from artifacts.exported.record import ExportRecord, check_files, read_record
 from export.proof.logits_file import LogitsFile
 from export.proof.process import OnProgress, ProofAsk
-from export.proof.prompts import find_questions
+from export.proof.prompts import BATCH_SIZE, find_questions
 from export.proof.prove import Reference, prove
 from export.proof.reference import (
-    BATCH_SIZE,
     Answers,
     answer_all,
     check_memory,
