@@ -1,23 +1,30 @@
 """Rows that an adapter was never trained on, kept under the home for later comparisons.
 
-They are customers' words, so they stay beside the registry and never travel with an adapter.
-``heldout/<content hash>.jsonl``: one row a line, as token ids of the base it was trained on.
+They are customers' words, so they stay beside the registry, never travel with an adapter, and go
+with the last version that has its content. ``heldout/<content hash>.jsonl``: one row a line, as
+token ids of the base it was trained on.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from artifacts.errors import Corrupt
 from artifacts.home import Home
-from artifacts.safe_write import write_bytes
+from artifacts.safe_write import sync_folder, write_bytes
+from artifacts.scratch import scratch_folder
 from artifacts.storage import storage_errors
 
+log = logging.getLogger("loraloop.artifacts")
+
 MAX_ROWS = 64
-MAX_TOKENS = 512  # of a row; the rest is cut off
+MAX_TOKENS = 512  # of a row: of a longer one, the prompt's beginning is cut off first
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +36,23 @@ class HeldOutRow:
 
 
 def heldout_path(home: Home, content_hash: str) -> Path:
-    return home.root / "heldout" / f"{content_hash}.jsonl"
+    return home.heldout / f"{content_hash}.jsonl"
 
 
 def write_heldout(home: Home, content_hash: str, rows: Sequence[HeldOutRow]) -> None:
-    """The first `MAX_ROWS` of them. Raises StorageError."""
+    """The first `MAX_ROWS` of them; no file for none. Raises StorageError.
+
+    Only once a version with this content is registered: see `heldout_hashes`.
+    """
+    if not rows:
+        return
     path = heldout_path(home, content_hash)
     lines = [json.dumps(asdict(row)) for row in rows[:MAX_ROWS]]
-    with storage_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        write_bytes(path, ("\n".join(lines) + "\n").encode())
+    with storage_errors(path), scratch_folder(home.tmp, "heldout-") as scratch:
+        home.heldout.mkdir(exist_ok=True)
+        write_bytes(scratch / path.name, ("\n".join(lines) + "\n").encode())
+        (scratch / path.name).replace(path)
+        sync_folder(home.heldout)
 
 
 def read_heldout(home: Home, content_hash: str) -> list[HeldOutRow]:
@@ -51,3 +65,17 @@ def read_heldout(home: Home, content_hash: str) -> list[HeldOutRow]:
         return [HeldOutRow(tuple(row["token_ids"]), row["num_prompt"]) for row in found]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path} cannot be read ({error}); delete it to go without") from error
+
+
+def heldout_hashes(home: Home) -> set[str]:
+    """Contents that rows are kept of. Their versions are registered by now, or are gone."""
+    return {path.stem for path in home.heldout.glob("*.jsonl") if _HASH.fullmatch(path.stem)}
+
+
+def remove_heldout(home: Home, content_hash: str) -> None:
+    """Deletes the rows of a content that no version has. What cannot be deleted now is swept."""
+    path = heldout_path(home, content_hash)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s could not be deleted yet: %s", path, error)

@@ -63,6 +63,11 @@ class Home:
         return self.root / "exports"
 
     @property
+    def heldout(self) -> Path:
+        """Rows that adapters of our own were never trained on; made with the first."""
+        return self.root / "heldout"
+
+    @property
     def answers(self) -> Path:
         """What feedback may refer to and the database does not know yet."""
         return self.root / "answers"

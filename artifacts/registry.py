@@ -21,6 +21,7 @@ from artifacts.audit import GATE_OVERRIDE, append
 from artifacts.catalog import AdapterVersion, Catalog
 from artifacts.database import Database, Table
 from artifacts.errors import Conflict, NotFound, StorageError
+from artifacts.heldout import heldout_hashes, remove_heldout
 from artifacts.home import Home
 from artifacts.manifest import AdapterManifest, ManifestDraft
 from artifacts.names import CHAMPION, AdapterRef, check_alias, check_name
@@ -160,7 +161,7 @@ class Registry:
             session.delete(session.get_one(AliasRow, (name, alias)))
 
     def remove(self, name: str, version: int, *, force: bool = False) -> None:
-        """Delete a version for good; its number stays used.
+        """Delete a version for good, with the rows kept for comparing it; its number stays used.
 
         Conflict if somebody relies on it (``set_uses``), or if an alias points at it unless
         ``force``, which deletes those aliases too.
@@ -179,17 +180,27 @@ class Registry:
             for alias in pointing:
                 session.delete(alias)
             session.flush()
-            session.delete(session.get_one(VersionRow, (name, version)))
+            row = session.get_one(VersionRow, (name, version))
+            content_hash = row.content_hash
+            session.delete(row)
+            session.flush()
+            is_last = content_hash not in _content_hashes(session)
             self._folders.doubt(path)  # from the commit on, it is rubbish
         self._folders.discard(path)
+        if is_last:
+            remove_heldout(self.home, content_hash)
 
     def recover(self) -> Paths:
         """Clear what crashes left behind; returns the folders removed. Call at start-up."""
+        heldout = heldout_hashes(self.home)  # before the rows: a version is committed before these
         with self._writing() as session:
             rows = {row.name: row for row in session.scalars(select(AdapterRow))}
             removed = [path for row in rows.values() for path in self._sweep(session, row)]
             for name in self._folders.names() - rows.keys():
                 removed += self._folders.discard_doubtful(name, set())
+            unknown = heldout - _content_hashes(session)
+        for content_hash in unknown:
+            remove_heldout(self.home, content_hash)
         return removed + clear_scratch(self.home.tmp)
 
     # --- reading ---
@@ -312,6 +323,10 @@ def _insert(session: Session, row: AdapterRow, record: AdapterManifest) -> None:
         )
     )
     session.flush()
+
+
+def _content_hashes(session: Session) -> set[str]:
+    return set(session.scalars(select(VersionRow.content_hash)))
 
 
 def _versions(session: Session, name: str) -> list[int]:

@@ -33,6 +33,7 @@ from training.evaluate.beside import SuiteBeside
 from training.evaluation import HeldOutLoss, held_out_loss
 from training.events import Reporter
 from training.gate import Probe, check_gate, probe_adapter, probe_logits
+from training.heldout import keep_heldout
 from training.inputs import Inputs
 from training.loop import MethodTrainer, Session, build_trainer, run_training
 from training.methods.method import choose_method
@@ -133,6 +134,8 @@ def _ready(
     def publish(settings: dict[str, Any]) -> Outcome:
         draft = _draft(inputs, evaluation, gates, settings)
         version = inputs.registry.publish(inputs.config.name, scratch, draft)
+        test = session.objective.supervised_rows(trainer.split.test)
+        keep_heldout(inputs.home, version.content_hash, test)
         return Outcome(
             kind="adapter",
             id=version.id,

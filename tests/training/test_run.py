@@ -13,12 +13,14 @@ import torch
 
 from artifacts.base import load_transformers_model
 from artifacts.database import Database
+from artifacts.heldout import read_heldout
 from artifacts.home import Home
 from artifacts.registry import AdapterVersion, Registry
 from tests.training.conftest import Recorder, rows
 from training.config import parse_config
 from training.errors import GateFailed, Interrupted, InvalidConfig
 from training.evaluation import HeldOutLoss, held_out_loss
+from training.heldout import heldout_row
 from training.inputs import load_inputs
 from training.methods.lora import Lora
 from training.run import train_adapter
@@ -84,6 +86,10 @@ def test_a_run_publishes_what_it_measured(settings: dict[str, Any]) -> None:
     assert version.manifest.template_hash == inputs.base.template_hash
     text = (version.path / "adapter_config.json").read_text(encoding="utf-8")
     assert settings["base"] not in text  # portable: the base's id, no path
+    kept = read_heldout(inputs.home, version.content_hash)
+    assert kept == [heldout_row(example) for example in split.test]
+    trained = {tuple(example.input_ids) for example in [*split.train, *split.validation]}
+    assert not trained & {row.token_ids for row in kept}
 
 
 def test_events_tell_the_whole_run_in_order(settings: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from artifacts.base import load_transformers_model, open_base
 from artifacts.chat import ChatRenderer
 from artifacts.errors import InvalidChat, InvalidData
+from artifacts.heldout import read_heldout
 from artifacts.home import Home
 from tests.training.methods.runs import (
     adapted_model,
@@ -29,6 +30,7 @@ from training.data.examples import IGNORED
 from training.data.pairs import PairExample, cut_pair, render_pair
 from training.data.records import PreferencePair
 from training.data.split import Split
+from training.heldout import heldout_row
 from training.inputs import load_inputs
 from training.objectives.preference import Preference, preference_losses, reply_logs
 
@@ -200,6 +202,10 @@ def test_it_learns_to_prefer_and_serves(dpo: dict[str, Any], method: str) -> Non
     model = adapted_model(dpo, version.path)
     base = load_transformers_model(open_base(dpo["base"]))
     assert answer(model, dpo["base"], "What is 3?") != answer(base, dpo["base"], "What is 3?")
+    home = Home.open(dpo["home"])
+    pairs: Any = load_inputs(parse_config(dpo), home).data.split.test
+    kept = read_heldout(home, version.content_hash)
+    assert kept == [heldout_row(pair.chosen) for pair in pairs] != []
 
 
 def test_the_loss_begins_where_nothing_is_preferred(dpo: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from artifacts.base import open_base
+from artifacts.heldout import read_heldout
+from artifacts.home import Home
 from tests.training.methods.runs import answer, figures, losses, served, train, unreadable, versions
 from tests.training.test_run import interrupt
 from training.config import parse_config
@@ -37,6 +39,7 @@ def test_it_learns_serves_and_says_on_what_it_was_trained(
     before = answer(plain, settings["base"], "What is 3?")
     model = PeftModel.from_pretrained(plain, version.path).eval()
     assert answer(model, settings["base"], "What is 3?") != before
+    assert len(read_heldout(Home.open(settings["home"]), version.content_hash)) == 4
 
 
 @pytest.mark.parametrize("settings_of", [{"quantization": "nf4"}, {"quantization": "int8"}])

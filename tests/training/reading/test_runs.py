@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from artifacts.heldout import read_heldout, remove_heldout
+from artifacts.home import Home
 from tests.training.conftest import rows
 from tests.training.test_run import interrupt, train, versions
 
@@ -33,6 +35,10 @@ def test_streamed_interrupted_and_resumed_is_the_run_through_memory(
     }
     started = train(mixed).of("started")[0]
     assert started["num_windowed"] == 16
+    home = Home.open(settings["home"])
+    content_hash = versions(mixed)[0].content_hash
+    kept = read_heldout(home, content_hash)
+    remove_heldout(home, content_hash)
     streamed = {**mixed, "streaming": True, "output_dir": str(tmp_path / "streamed")}
     interrupt(streamed, 4)
     again = train(streamed, resume=True).of("started")[0]
@@ -40,5 +46,6 @@ def test_streamed_interrupted_and_resumed_is_the_run_through_memory(
     first, second = versions(mixed)
     assert first.content_hash == second.content_hash
     assert first.manifest.data_hash == second.manifest.data_hash
+    assert read_heldout(home, content_hash) == kept != []
     plain = train({**mixed, "sampling": "natural", "output_dir": str(tmp_path / "plain")})
     assert plain.of("published")[0]["content_hash"] != first.content_hash
