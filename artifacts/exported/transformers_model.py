@@ -71,7 +71,7 @@ def load_transformers(folder: Path, *, num_threads: int | None = None) -> Transf
     options: dict[str, Any] = {"dtype": "auto"}
     if (folder / GGUF_FILE).is_file():
         _need("gguf", folder)
-        options = {"dtype": torch.float32, "gguf_file": GGUF_FILE}
+        options = {"dtype": torch.float32, "gguf_file": GGUF_FILE, "config": _gguf_config(folder)}
     elif _is_quantized(folder):
         _need("bitsandbytes", folder)
         # It would say with every product that it casts the input.
@@ -95,6 +95,20 @@ def load_transformers(folder: Path, *, num_threads: int | None = None) -> Transf
         raise Corrupt(f"{folder} has no usable weight {lost[0]}; export it again")
     _spare_odd_shapes(model)
     return TransformersModel(model.eval())
+
+
+def _gguf_config(folder: Path) -> Any:
+    """The folder's own: of GGUF transformers reads neither rotary scaling nor Qwen3's head_dim.
+
+    Mistral's graph is Llama's there, and so its tensors are stored.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type != "mistral":
+        return config
+    own = ("model_type", "architectures", "sliding_window", "transformers_version")
+    return LlamaConfig(**{key: value for key, value in config.to_dict().items() if key not in own})
 
 
 def _spare_odd_shapes(model: Any) -> None:
