@@ -80,7 +80,8 @@ class GraphRunner:
     def scrub(self, blocks: Rows[int]) -> None:
         bad = set(blocks)
         owners = self._table.owners
-        self._cache.clear(row for row, seq in enumerate(owners) if bad & set(seq.block_table))
+        with torch.inference_mode():
+            self._cache.clear(row for row, seq in enumerate(owners) if bad & set(seq.block_table))
 
     def _seat(self, chunks: Rows[Chunk]) -> dict[Sequence, int]:
         """A row for everybody, and room in it for what this step writes."""
