@@ -64,8 +64,9 @@ def rope_divisors(config: Any) -> Tensor | None:
     width = head_dim(config)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
-    plain: Tensor = 1.0 / config.rope_parameters["rope_theta"] ** exponents
-    return plain / scaled.float()
+    plain = 1.0 / config.rope_parameters["rope_theta"] ** exponents
+    divisors: Tensor = plain / scaled.float()
+    return divisors
 
 
 def _add_rope(writer: GGUFWriter, rope: dict[str, Any], context_length: int) -> None:
