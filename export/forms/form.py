@@ -71,7 +71,8 @@ class Workshop:
 class Form(Protocol):
     """One export format. ``options``: the fields of `Options` that change what it writes."""
 
-    options: frozenset[str]
+    @property
+    def options(self) -> frozenset[str]: ...
 
     def check(self, source: Source, options: Options) -> None:
         """Raises InvalidInput for a combination that cannot be exported, before work starts."""
