@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
 from artifacts.errors import InvalidInput
 from artifacts.exported.record import ExportRecord, check_files, read_record
+from export.merge_costs import merge_costs
 from export.proof.logits_file import LogitsFile
 from export.proof.process import OnProgress, ProofAsk
 from export.proof.prompts import BATCH_SIZE, find_questions
@@ -44,13 +46,25 @@ def prove_all(
         def file_in(vocab_size: int, num_vectors: int) -> LogitsFile:
             return stack.enter_context(LogitsFile(folders[0].parent, vocab_size, num_vectors))
 
+        costs: dict[str, float] = {}
         for merge, group in groups:
             reference = _reference([records[f] for f in group], ask, merge, file_in, clock)
             clock.expect(len(group) * (1 + len(reference.adapted)))
+            costs = costs or _merge_costs(reference)
             for folder in group:
                 proof = prove(folder, records[folder], reference, clock.tell)
+                if records[folder].merge != "none":
+                    proof = proof.model_copy(update={"figures": proof.figures | costs})
                 write_proof(folder, proof)
                 on_proof(folder, proof)
+
+
+def _merge_costs(reference: Reference) -> dict[str, float]:
+    """Of either way to merge what was trained on a quantised base, whichever was taken."""
+    if reference.source.quantization == "none" or find_spec("bitsandbytes") is None:
+        return {}
+    found = merge_costs(reference.source, reference.questions.rows)
+    return {f"merge_kl_{merge}": cost for merge, cost in found.items()}
 
 
 class _Clock:

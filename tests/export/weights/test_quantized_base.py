@@ -13,7 +13,9 @@ from bitsandbytes import functional
 
 from artifacts.base import Checkpoint
 from artifacts.errors import InvalidInput
+from artifacts.heldout import HeldOutRow
 from export.forms.merged import MERGED
+from export.merge_costs import merge_costs
 from export.quantized_base import dequantized, is_quantized, quantize_int8, quantize_nf4
 from export.source import MergedTensors, Source, open_source
 from tests.artifacts.drafts import DRAFT
@@ -106,6 +108,23 @@ def test_only_what_was_trained_on_is_merged_into(
         update = pair.scaling * pair.b @ pair.a
         wanted = dequantized(name, base[name], source) + update
         torch.testing.assert_close(dense[name], wanted)
+
+
+@pytest.mark.parametrize(("kind", "double"), CASES)
+def test_the_cost_of_each_merge_is_what_the_quantised_base_would_have_said(
+    kind: Kind, double: bool, tiny_base: Path, adapter: Path
+) -> None:
+    """Merged into what it was trained on, the adapter says the same; into the original it does not."""
+    rows = [HeldOutRow(tuple(range(i, i + 20)), 5) for i in range(3, 12)]
+    source = trained_on(tiny_base, adapter, kind, double=double)
+    costs = merge_costs(replace(source, merge="original"), rows)
+    assert set(costs) == set(MODES)
+    assert costs["dequantized"] < 1e-7
+    assert costs["original"] > 20 * costs["dequantized"]
+    assert costs["original"] > {"nf4": 1e-4, "int8": 1e-7}[kind]
+    other = trained_on(tiny_base, adapter, kind, double=not double)
+    if kind == "nf4":  # the wrong scales would be seen
+        assert merge_costs(other, rows)["original"] != costs["original"]
 
 
 def test_without_bitsandbytes_the_other_way_is_named(
