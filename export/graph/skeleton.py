@@ -53,16 +53,16 @@ def skeleton(config: Any, dtype: torch.dtype = torch.float32) -> ir.Model:
 
 
 def _hollow_model(config: Any, dtype: torch.dtype) -> Any:
-    """transformers' model whose weights are all one zero, seen in every weight's shape."""
+    """transformers' model whose weights are each one zero, seen in the weight's shape."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     rotary = model.model.rotary_emb
     model.model.rotary_emb = type(rotary)(config)  # its frequencies are no weights: they are real
-    zero = torch.zeros(1, dtype=dtype)
     for name, parameter in list(model.named_parameters()):
         module, _, leaf = name.rpartition(".")
+        zero = torch.zeros(1, dtype=dtype)  # not one for all: torch would look for aliases
         hollow = nn.Parameter(zero.expand(parameter.shape), requires_grad=False)
         setattr(model.get_submodule(module), leaf, hollow)
     model.tie_weights()
