@@ -18,6 +18,7 @@ import torch
 from artifacts.adapter import LoraWeights, check_adapter
 from artifacts.errors import AdapterRejected, Corrupt, NotFound
 from artifacts.exported.graph import AdapterInputs
+from artifacts.exported.record import read_record
 
 ADAPTERS_FOLDER = "adapters"
 SUFFIX = ".onnx_adapter"
@@ -72,6 +73,14 @@ def read_onnx_adapter(path: Path, shapes: LinearShapes) -> AdapterInputs:
     inputs = {name: torch.from_numpy(value.numpy()).clone() for name, value in found.items()}
     check_inputs(inputs, shapes, path)
     return inputs
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file that was exported with the graph in ``folder``. Raises Corrupt."""
+    names = [name for name in read_record(folder).files if name.endswith(SUFFIX)]
+    if len(names) != 1:
+        raise Corrupt(f"{folder} records {len(names)} {SUFFIX} files, not one; export it again")
+    return folder / names[0]
 
 
 def check_inputs(inputs: AdapterInputs, shapes: LinearShapes, source: object) -> None:

@@ -59,12 +59,7 @@ class OnnxAdapters:
         path = folder / ADAPTERS_FOLDER / f"{source.adapter_id}{SUFFIX}"
         path.parent.mkdir()
         write_onnx_adapter(source, path)
-        return {
-            "opset": OPSET,
-            "weights": "float32",
-            "cache": "float32",
-            "adapter": str(path.relative_to(folder)),
-        }
+        return {"opset": OPSET, "weights": "float32", "cache": "float32"}
 
 
 def _base_alone(source: Source) -> Source:

@@ -7,7 +7,7 @@ from pathlib import Path
 from artifacts.exported.graph import AdapterInputs, ExportedModel
 from artifacts.exported.load import open_export
 from artifacts.exported.record import read_record
-from export.source import Source, open_source
+from export.source import Source
 
 
 def open_candidate(folder: Path, source: Source) -> ExportedModel:
@@ -29,8 +29,13 @@ def open_candidate(folder: Path, source: Source) -> ExportedModel:
 
 
 def packed_adapter(model: ExportedModel, folder: Path) -> AdapterInputs | None:
-    """The adapter that the record names, as the graph takes it; None for a merged one."""
-    if not model.takes_adapters:
+    """The file beside the graph, as the graph takes it; None for a model with its own inside.
+
+    Raises Corrupt and AdapterRejected.
+    """
+    from artifacts.exported.onnx_adapters import adapter_file
+    from artifacts.exported.onnx_model import OnnxModel
+
+    if not isinstance(model, OnnxModel) or not model.takes_adapters:
         return None
-    record = read_record(folder)
-    return model.pack(open_source(record.adapter_source, record.base_source).weights)
+    return model.read_adapter(adapter_file(folder))

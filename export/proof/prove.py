@@ -12,7 +12,7 @@ from artifacts.base import open_tokenizer
 from artifacts.errors import Corrupt, NotFound
 from artifacts.exported.graph import AdapterInputs, ExportedModel
 from artifacts.exported.record import ExportRecord
-from export.proof.candidate import open_candidate
+from export.proof.candidate import open_candidate, packed_adapter
 from export.proof.compare import Comparison
 from export.proof.logits_file import LogitsFile
 from export.proof.measure import PeakMemory, measure, measure_load, sizes
@@ -85,7 +85,7 @@ def _examine(
             "was made from another model"
         )
         return
-    adapter = model.pack(source.weights) if model.takes_adapters else None
+    adapter = packed_adapter(model, folder)
     prompts = [prompt for answers in reference.adapted for prompt in answers.prompts]
     found.measured |= load | measure(model, prompts, adapter=adapter)
     found.measured["peak_memory_bytes"] = float(memory.so_far())

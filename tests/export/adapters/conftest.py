@@ -23,7 +23,7 @@ class Opened:
 
     base: Path
     folder: Path
-    settings: dict[str, Any]
+    file: Path  # of the adapter that it was exported for
     model: OnnxModel
 
     def pack(self, adapter: Path) -> AdapterInputs:
@@ -39,8 +39,9 @@ class Opened:
 
 
 def open_exported(workshop: Workshop, folder: Path) -> Opened:
-    settings = ADAPTERS.write(workshop, Options(), folder)
-    return Opened(workshop.source.base.path, folder, settings, load_onnx(folder, num_threads=1))
+    ADAPTERS.write(workshop, Options(), folder)
+    file = folder / "adapters" / f"{workshop.source.adapter_id}.onnx_adapter"
+    return Opened(workshop.source.base.path, folder, file, load_onnx(folder, num_threads=1))
 
 
 MakeAdapter = Callable[..., Path]

@@ -18,8 +18,11 @@ from artifacts.base import open_base
 from artifacts.errors import AdapterRejected, Corrupt, InvalidInput, NotFound, StorageError
 from artifacts.exported.graph import INPUT_NAMES, AdapterInputs, GraphBatch, GraphShape
 from artifacts.exported.onnx_model import OnnxModel, load_onnx
+from artifacts.exported.record import RECORD_FILE, ExportRecord, FileEntry
+from artifacts.safe_write import write_json
 from export.forms.form import Workshop
 from export.forms.onnx_adapters import write_onnx_adapter
+from export.proof.candidate import packed_adapter
 from export.source import open_source
 from tests.export.adapters.conftest import MakeAdapter, Opened, open_exported
 from tests.export.graph.agreement import largest_difference
@@ -53,9 +56,12 @@ def test_base_and_adapters_take_turns_on_one_session(
     opened: Opened, adapter: Path, patterned: Path
 ) -> None:
     """Other ranks, modules and scalings; nothing of the one before is left."""
-    folders = {"base": None, "wide": adapter, "patterned": patterned}
-    packed = {name: folder and opened.pack(folder) for name, folder in folders.items()}
-    references = {name: opened.reference(folder) for name, folder in folders.items()}
+    packed = {"base": None, "wide": opened.pack(adapter), "patterned": opened.pack(patterned)}
+    references = {
+        "base": opened.reference(None),
+        "wide": opened.reference(adapter),
+        "patterned": opened.reference(patterned),
+    }
     turns = ["base", "wide", "patterned", "base", "patterned", "wide", "base"]
     assert [difference(opened, packed[name], references[name]) for name in turns] == pytest.approx(
         [0] * len(turns), abs=TOLERANCE
@@ -116,7 +122,7 @@ def test_plain_onnxruntime_activates_the_file(
     """As its documentation has it: LoraAdapter, RunOptions, numpy; another version is a file."""
     import onnxruntime as ort
 
-    own = opened.folder / opened.settings["adapter"]
+    own = opened.file
     other = tmp_path / "patterned.onnx_adapter"
     write_onnx_adapter(open_source(str(patterned), str(opened.base)), other)
     session = ort.InferenceSession(opened.folder / "model.onnx")
@@ -148,12 +154,10 @@ def test_plain_onnxruntime_activates_the_file(
 def test_the_file_says_what_was_packed_and_for_which_base(opened: Opened, adapter: Path) -> None:
     import onnxruntime as ort
 
-    path = opened.folder / "adapters" / f"{adapter.name}.onnx_adapter"
-    assert opened.settings["adapter"] == f"adapters/{adapter.name}.onnx_adapter"
-    read, packed = opened.model.read_adapter(path), opened.pack(adapter)
+    read, packed = opened.model.read_adapter(opened.file), opened.pack(adapter)
     assert read.keys() == packed.keys()
     assert all(torch.equal(read[name], packed[name]) for name in packed)
-    header = ort.AdapterFormat.read_adapter(str(path))
+    header = ort.AdapterFormat.read_adapter(str(opened.file))
     fingerprint = open_base(opened.base).fingerprint
     assert (header.get_adapter_version(), header.get_model_version()) == (
         1,
@@ -220,13 +224,49 @@ def test_a_file_that_does_not_fit_is_refused(
 
 
 def test_a_file_that_is_no_adapter_is_refused(opened: Opened, tmp_path: Path) -> None:
-    whole = (opened.folder / opened.settings["adapter"]).read_bytes()
+    whole = opened.file.read_bytes()
     for content in (b"", b"no adapter", whole[: len(whole) // 2]):
         (tmp_path / "made").write_bytes(content)
         with pytest.raises(Corrupt, match=r"made is no whole \.onnx_adapter file"):
             opened.model.read_adapter(tmp_path / "made")
     with pytest.raises(NotFound, match="there is no adapter file"):
         opened.model.read_adapter(tmp_path / "absent")
+
+
+def test_a_proof_reads_the_file_and_not_the_adapter_it_was_made_from(
+    opened: Opened, patterned: Path, tmp_path: Path
+) -> None:
+    record = ExportRecord(
+        format="onnx-adapters",
+        adapter_id="random",
+        adapter_hash="",
+        adapter_source="gone",
+        base_id="tiny",
+        base_fingerprint="",
+        base_source=str(opened.base),
+        quantization="none",
+        merge="none",
+        fingerprint="",
+        options={},
+        settings={},
+        versions={},
+        created_at="",
+        files={"adapters/x.onnx_adapter": FileEntry(num_bytes=1, sha256="")},
+    )
+    write_json(tmp_path / RECORD_FILE, record.model_dump(mode="json"))
+    (tmp_path / "adapters").mkdir()
+    source = open_source(str(patterned), str(opened.base))
+    write_onnx_adapter(source, tmp_path / "adapters" / "x.onnx_adapter")
+    found, wanted = packed_adapter(opened.model, tmp_path), opened.pack(patterned)
+    assert found is not None
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    for names in ((), ("a.onnx_adapter", "b.onnx_adapter")):
+        files = dict.fromkeys(names, FileEntry(num_bytes=1, sha256=""))
+        other = record.model_copy(update={"files": files})
+        write_json(tmp_path / RECORD_FILE, other.model_dump(mode="json"))
+        with pytest.raises(Corrupt, match=rf"records {len(names)} \.onnx_adapter files"):
+            packed_adapter(opened.model, tmp_path)
 
 
 def test_a_full_disk_leaves_the_file_that_was_there(
@@ -254,7 +294,7 @@ def test_a_merged_graph_takes_none(opened: Opened, adapter: Path, float32_graph:
     batch = GraphBatch(one, one, one[0], torch.ones(1, 4, dtype=torch.int64), one)
     for call in (
         lambda: merged.pack(open_source(str(adapter), str(opened.base)).weights),
-        lambda: merged.read_adapter(opened.folder / opened.settings["adapter"]),
+        lambda: merged.read_adapter(opened.file),
         lambda: merged.run(batch, shape.new_cache(1, 4), opened.pack(adapter)),
     ):
         with pytest.raises(InvalidInput, match="takes no adapter: its own is merged"):
