@@ -69,17 +69,18 @@ def read_proof(folder: Path) -> Proof | None:
 
 
 def facts(proof: Proof) -> dict[str, Any]:
-    """In the order in which people want to read them."""
+    """All of it by name."""
     return {**proof.figures, **proof.measured}
 
 
 def proof_section(proof: Proof) -> str:
     """Markdown for the card: the verdict, the figures with their tolerances, what was measured."""
     rows = [["figure", "found", "tolerance"]]
-    for name, value in proof.figures.items():
-        limit = proof.tolerances.get(name)
-        rows.append([_words(name), _shown(name, value), "" if limit is None else f"{limit:g}"])
-    measured = [["measured", ""], *([_words(k), _shown(k, v)] for k, v in proof.measured.items())]
+    for name in sorted(proof.figures, key=lambda name: (name not in proof.tolerances, name)):
+        limit = f"{proof.tolerances[name]:g}" if name in proof.tolerances else ""
+        rows.append([_words(name), _shown(name, proof.figures[name]), limit])
+    taken = sorted(proof.measured.items())
+    measured = [["measured", ""], *([_words(name), _shown(name, value)] for name, value in taken)]
     libraries = ", ".join(f"{name} {number}" for name, number in proof.versions.items())
     parts = [
         _verdict(proof),

@@ -21,7 +21,7 @@ from export.proof.reference import answer_all, load_reference, num_vectors
 from export.source import Source, open_source
 from tests.training.conftest import write_tokenizer
 
-NUM_ROWS, NUM_TOKENS = 10, 48
+NUM_ROWS, NUM_TOKENS, NUM_STEPS = 10, 48, 9
 TEA = Path(__file__).parents[3] / "examples" / "lantern-tea.jsonl"
 
 
@@ -38,7 +38,12 @@ def reference_of(source: Source, folder: Path, prompts: Path | None = None) -> I
     vocab_size = source.base.config.vocab_size
     with LogitsFile(folder, vocab_size, num_vectors(questions)) as file:
         model, ends = load_reference(source), source.base.eos_token_ids
-        answers = answer_all(model, questions, ends, file, lambda _: None)
+        answers = [
+            replace(
+                each, greedy=each.greedy[:, :NUM_STEPS], is_answer=each.is_answer[:, :NUM_STEPS]
+            )
+            for each in answer_all(model, questions, ends, file, lambda _: None)
+        ]
         yield Reference(source, questions, file, answers, [])
 
 
