@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from artifacts.base import open_tokenizer
-from artifacts.errors import Corrupt, NotFound
+from artifacts.errors import AdapterRejected, Corrupt, NotFound
 from artifacts.exported.graph import AdapterInputs, ExportedModel
 from artifacts.exported.record import ExportRecord
 from export.proof.candidate import open_candidate, packed_adapter
@@ -54,7 +54,7 @@ def prove(folder: Path, record: ExportRecord, reference: Reference, tell: Tell) 
     found = _Found(measured=sizes(folder))
     try:
         _examine(folder, record, reference, found, tell_form)
-    except Corrupt as error:
+    except (Corrupt, AdapterRejected) as error:
         found.failures.append(f"it cannot be opened: {error}")
     return Proof(
         format=record.format,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -66,11 +65,6 @@ def read_proof(folder: Path) -> Proof | None:
         raise Corrupt(
             f"{path} is no readable proof ({type(error).__name__}); run `loraloop export verify`"
         ) from error
-
-
-def facts(proof: Proof) -> dict[str, Any]:
-    """All of it by name."""
-    return {**proof.figures, **proof.measured}
 
 
 def proof_section(proof: Proof) -> str:
