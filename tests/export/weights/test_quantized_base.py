@@ -114,7 +114,7 @@ def test_only_what_was_trained_on_is_merged_into(
 def test_the_cost_of_each_merge_is_what_the_quantised_base_would_have_said(
     kind: Kind, double: bool, tiny_base: Path, adapter: Path
 ) -> None:
-    """Merged into what it was trained on, the adapter says the same; into the original it does not."""
+    """Merged into what it was trained on, it says the same; into the original it does not."""
     rows = [HeldOutRow(tuple(range(i, i + 20)), 5) for i in range(3, 12)]
     source = trained_on(tiny_base, adapter, kind, double=double)
     costs = merge_costs(replace(source, merge="original"), rows)

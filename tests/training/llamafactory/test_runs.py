@@ -14,8 +14,10 @@ from typer.testing import CliRunner, Result
 
 from artifacts.base import open_base
 from artifacts.database import Database
+from artifacts.exported.record import read_record
 from artifacts.home import Home
 from artifacts.registry import Registry
+from export.proof.report import read_proof
 from loraloop import app
 from training.run import EXIT_UNFIT
 
@@ -86,9 +88,11 @@ def test_sft_dpo_and_merge(
     assert result.exit_code == 0, result.output + result.stderr
     merged = open_base(tmp_path / "output" / "tiny_lora_dpo")
     assert merged.fingerprint != open_base(tiny_base).fingerprint
-    record = json.loads((merged.path / "export.json").read_text())
-    assert record["adapter_content_hash"] == version.content_hash
-    assert record["difference"] <= record["tolerance"] < record["effect"]
+    assert read_record(merged.path).adapter_hash == version.content_hash
+    proof = read_proof(merged.path)
+    assert proof is not None
+    assert proof.passed
+    assert "held-out rows of tiny-lora-dpo@1" in proof.prompts.source
 
 
 def test_a_whole_model_lies_in_output_dir_and_is_a_base(
