@@ -18,6 +18,7 @@ from artifacts.errors import Corrupt, InvalidInput
 from artifacts.heldout import HeldOutRow
 from export.proof.logits_file import LogitsFile
 from export.proof.prompts import BATCH_SIZE, DECODE_STEPS, Questions
+from export.quantized_base import is_quantized
 from export.source import MergedTensors, Source
 
 _CHUNK = 64  # places of a prefill at once: logits of more would not fit
@@ -75,9 +76,8 @@ def load_reference(source: Source) -> Any:
 def _dequantize(model: Any, source: Source) -> None:
     tensors = MergedTensors(source)
     for name in tensors:
-        if name == "lm_head.weight" and source.base.config.tie_word_embeddings:
-            continue
-        model.get_parameter(name).copy_(tensors.base_tensor(name))
+        if is_quantized(name, source):  # old checkpoints hold frequencies, too, which no model has
+            model.get_parameter(name).copy_(tensors.base_tensor(name))
 
 
 @torch.no_grad()
