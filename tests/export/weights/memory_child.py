@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 from export.forms.bitsandbytes import INT8, NF4
+from export.forms.form import Form
 from export.forms.merged import MERGED
 from export.source import open_source
 from tests.export.weights.conftest import write_form
 
-FORMS = {"merged": MERGED, "nf4": NF4, "int8": INT8}
+FORMS: dict[str, Form] = {"merged": MERGED, "nf4": NF4, "int8": INT8}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from export.source import open_source
 from tests.export.weights.conftest import write_form
 
 ROW = torch.arange(3, 60)[None]
-QUANTIZATION = {
+QUANTIZATION: dict[str, dict[str, Any]] = {
     "nf4": {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",

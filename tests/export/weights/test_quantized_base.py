@@ -15,14 +15,13 @@ from artifacts.base import Checkpoint
 from artifacts.errors import InvalidInput
 from artifacts.heldout import HeldOutRow
 from export.forms.merged import MERGED
-from export.merge_costs import merge_costs
+from export.merge_costs import MERGES, merge_costs
 from export.quantized_base import dequantized, is_quantized, quantize_int8, quantize_nf4
 from export.source import MergedTensors, Source, open_source
 from tests.artifacts.drafts import DRAFT
 from tests.export.weights.conftest import write_form
 
 Kind = Literal["nf4", "int8"]
-MODES = ("dequantized", "original")
 CASES = [("nf4", True), ("nf4", False), ("int8", True)]
 
 
@@ -99,7 +98,7 @@ def test_only_what_was_trained_on_is_merged_into(
     assert (tmp_path / "dequantized" / "model.safetensors").stat().st_size == (
         tmp_path / "original" / "model.safetensors"
     ).stat().st_size
-    dense, into_original = (MergedTensors(replace(source, merge=m)) for m in MODES)
+    dense, into_original = (MergedTensors(replace(source, merge=m)) for m in MERGES)
     for name, tensor in dense.items():
         assert torch.equal(tensor, into_original[name]) != is_quantized(name, source), name
     base = Checkpoint(source.base)
@@ -118,7 +117,7 @@ def test_the_cost_of_each_merge_is_what_the_quantised_base_would_have_said(
     rows = [HeldOutRow(tuple(range(i, i + 20)), 5) for i in range(3, 12)]
     source = trained_on(tiny_base, adapter, kind, double=double)
     costs = merge_costs(replace(source, merge="original"), rows)
-    assert set(costs) == set(MODES)
+    assert set(costs) == set(MERGES)
     assert costs["dequantized"] < 1e-7
     assert costs["original"] > 20 * costs["dequantized"]
     assert costs["original"] > {"nf4": 1e-4, "int8": 1e-7}[kind]
