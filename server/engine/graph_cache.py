@@ -80,9 +80,8 @@ class GraphCache:
             if old.shape[0] == num_rows and old.shape[2] == num_places:
                 continue
             new = self._shape.new_tensor(num_rows, num_places)
-            for row, length in enumerate(lengths):
-                if length:
-                    new[row, :, :length] = old[row, :, :length]
+            for row, length in enumerate(lengths[: old.shape[0]]):
+                new[row, :, :length] = old[row, :, :length]
             self._tensors[i] = new
         self.seen = torch.ones((num_rows, num_places), dtype=torch.int64)
         self.num_rows, self.num_places = num_rows, num_places

@@ -39,12 +39,12 @@ def build_export_engine(base: Base, limits: EngineLimits, options: dict[str, str
     num_threads = limits.num_threads or _default_threads(base.export)
     torch.set_num_threads(num_threads)
     model = open_export(base.path, num_threads=num_threads)
-    _check_shape(model.shape, base)
+    _check_model(model, base)
     max_len = context_length(base, limits)
     token_bytes = _token_bytes(model.shape)
     num_blocks = -(-num_kv_tokens(limits, max_len, token_bytes) // BLOCK_SIZE)
     cache = GraphCache(model.shape, limits.max_num_seqs, max_len)
-    num_places = limits.max_resident_adapters if model.takes_adapters else 0
+    num_places = limits.max_resident_adapters if base.takes_adapters else 0
     spec = EngineSpec(
         kernels=format_named(base.export.format).runtime,
         max_model_len=max_len,
@@ -87,8 +87,11 @@ def _default_threads(record: ExportRecord) -> int:
     return 1 if num_bytes < SMALL_MODEL_BYTES else torch.get_num_threads()
 
 
-def _check_shape(shape: GraphShape, base: Base) -> None:
-    """The model must be the one that config.json describes: the tokenizer goes by that."""
+def _check_model(model: ExportedModel, base: Base) -> None:
+    """It must be what record and config.json describe: adapters and tokenizer go by these."""
+    if base.takes_adapters and not model.takes_adapters:
+        raise Corrupt(f"{base.path}: the model takes no adapters, its record says that it does")
+    shape = model.shape
     found = (shape.num_layers, shape.vocab_size)
     wanted = (base.config.num_hidden_layers, base.config.vocab_size)
     if found != wanted:

@@ -49,6 +49,8 @@ class GraphRunner:
         self._table = RowTable(cache.move)
         self._adapters: dict[int, GraphAdapter] = {}  # by first row in the bank
         self._suspects: set[Sequence] = set()  # their rows may hold NaN
+        self._written: dict[Sequence, int] = {}  # places; more than are known to be computed while
+        # a step is repeated in parts
         self.num_forward_passes = 0
 
     def execute(self, chunks: Rows[Chunk], places: Rows[BankRows | None]) -> list[Result]:
@@ -65,7 +67,11 @@ class GraphRunner:
             ]
             logits = self._run(calls)
             packed = [chunk for call, _ in calls for chunk in call.chunks]
-            found = results_of(logits, packed, self._eos_token_ids)
+            try:
+                found = results_of(logits, packed, self._eos_token_ids)
+            except NonFiniteLogits:
+                self._suspect([chunk for chunk in packed if chunk.is_last], logits)
+                raise
         result_of = dict(zip([chunk.seq for chunk in packed], found, strict=True))
         return [result_of[chunk.seq] for chunk in chunks]
 
@@ -87,9 +93,11 @@ class GraphRunner:
         """A row for everybody, and room in it for what this step writes."""
         row_of = self._table.seat(chunks)
         self._suspects &= row_of.keys()
-        lengths = [seq.num_computed for seq in self._table.owners]
-        ends = [chunk.start + chunk.num_tokens for chunk in chunks]
-        self._cache.fit(max(lengths + ends), lengths)
+        owners, written = self._table.owners, self._written
+        lengths = [max(seq.num_computed, written.get(seq, 0)) for seq in owners]
+        ends = {chunk.seq: chunk.start + chunk.num_tokens for chunk in chunks}
+        self._cache.fit(max(*lengths, *ends.values()), lengths)
+        self._written = {seq: ends.get(seq, end) for seq, end in zip(owners, lengths, strict=True)}
         return row_of
 
     def _run(self, calls: Rows[tuple[Call, int | None]]) -> Tensor:
@@ -102,11 +110,12 @@ class GraphRunner:
                 logits = logits[[row - call.rows[0] for row in call.rows]]
             elif len(calls) > 1:
                 logits = logits.clone()  # the next call's lie in the same memory
-            self._check(call, logits)
             if _is_plain(call):
                 last.append(logits[:, 0])
                 continue
             for chunk, own in zip(call.chunks, logits, strict=True):
+                if not chunk.is_last:
+                    self._check(chunk, own[len(chunk.scored)])
                 num_last = int(chunk.is_last)
                 last.append(own[:num_last])
                 scored.append(own[num_last : num_last + len(chunk.scored)])
@@ -155,16 +164,17 @@ class GraphRunner:
             logits_rows=torch.tensor(wanted).view(num_rows, -1),
         )
 
-    def _check(self, call: Call, logits: Tensor) -> None:
-        """Say who failed, so that its row fills no call while the step is repeated in parts.
-
-        Also of prompts that go on: nobody may leave NaN in a row without a `scrub`.
-        """
-        is_sound = torch.isfinite(logits.amax(dim=-1)).all(dim=1).tolist()
-        bad = [c.seq for c, sound in zip(call.chunks, is_sound, strict=True) if not sound]
-        self._suspects.update(bad)
-        if bad:
+    def _check(self, chunk: Chunk, logits: Tensor) -> None:
+        """Of a prompt that goes on: nobody may leave NaN in a row without a `scrub`."""
+        if self._suspect([chunk], logits[None]):
             raise NonFiniteLogits("the forward pass produced logits that are not finite")
+
+    def _suspect(self, chunks: Rows[Chunk], logits: Tensor) -> bool:
+        """Remember who failed: their rows fill no call while the step is repeated in parts."""
+        is_sound = torch.isfinite(logits[: len(chunks)].amax(dim=-1)).tolist()
+        bad = [chunk.seq for chunk, ok in zip(chunks, is_sound, strict=True) if not ok]
+        self._suspects.update(bad)
+        return bool(bad)
 
 
 def _wanted(chunk: Chunk) -> list[int]:
