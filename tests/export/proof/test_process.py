@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from artifacts.heldout import HeldOutRow
 from artifacts.models import copy_without_weights
 from artifacts.safe_write import write_json
 from export.proof import cli
+from export.proof.measure import measure
 from export.proof.process import ProofAsk, prove_in_fresh_process
 from export.proof.prompts import Questions, find_questions
 from export.proof.report import Proof, proof_section, read_proof, write_proof
@@ -53,6 +55,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("export.proof.run.find_questions", find)
     monkeypatch.setattr("export.proof.reference._STEPS", 5)
+    monkeypatch.setattr("export.proof.prove.measure", partial(measure, steps=1))
 
 
 @pytest.fixture
