@@ -26,7 +26,7 @@ class Options:
     """What a user may choose of the forms."""
 
     shard_bytes: int = 5 * 10**9
-    block_size: int = 64  # onnx-int4: weights that share a scale
+    block_size: int = 64  # onnx-int4, onnx-int8: weights that share a scale
     keep_head: bool = False  # onnx-int4, onnx-int8: embedding and lm_head stay wider
     pt2: bool = True  # torchscript: torch.export's program beside it, with the weights again
 

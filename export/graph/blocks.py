@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from export.graph.export import Weights, fill, maker
 from export.graph.files import initializer, lazy
+from export.graph.fill import Weights, fill, maker
 from export.graph.linears import Linear, dims, linears
 from export.graph.skeleton import EMBEDDING, HEAD
 

@@ -1,46 +1,70 @@
-"""The largest difference of logits between an exported model and transformers."""
+"""An exported model beside transformers: ragged rows, padded left, prefill and decode."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from artifacts.exported.graph import ExportedModel, GraphBatch
 
 LENGTHS = (5, 9, 7)  # tokens of each row
+WIDTH = max(LENGTHS)
 CAPACITY = 24
 NUM_STEPS = 4
 
 
-def largest_difference(model: ExportedModel, reference: Any) -> float:
-    """Left-padded ragged prompts, every token's logits, then steps of one token a row."""
-    torch.manual_seed(3)
-    vocab = model.shape.vocab_size
-    rows, width = len(LENGTHS), max(LENGTHS)
-    cache = [c.fill_(7.7) for c in model.shape.new_cache(rows, CAPACITY)]  # what a former user left
-    tokens = [torch.randint(3, vocab, (n + NUM_STEPS,)) for n in LENGTHS]
-    ids = torch.zeros(rows, width, dtype=torch.int64)
-    positions, mask = torch.zeros_like(ids), torch.zeros(rows, CAPACITY, dtype=torch.int64)
-    for row, n in enumerate(LENGTHS):
-        ids[row, width - n :] = tokens[row][:n]
-        positions[row, width - n :] = torch.arange(n)
-        mask[row, width - n : width] = 1
-    wanted = torch.arange(width).expand(rows, width).contiguous()
-    start = torch.zeros(rows, dtype=torch.int64)
-    found = model.run(GraphBatch(ids, positions, start, mask, wanted), cache)
+def sequences(vocab_size: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, vocab_size, (n + NUM_STEPS,), generator=generator) for n in LENGTHS]
+
+
+def expected_logits(reference: Any, vocab_size: int) -> list[Tensor]:
+    """Of each row by itself, without padding and without cache."""
     with torch.no_grad():
-        expected = [reference(row[None]).logits[0].float() for row in tokens]
-    differences = [
-        (found[row, width - n :] - expected[row][:n]).abs().max() for row, n in enumerate(LENGTHS)
-    ]
-    for step in range(NUM_STEPS):
-        mask[:, width + step] = 1
-        new = torch.stack([tokens[row][n + step] for row, n in enumerate(LENGTHS)])[:, None]
-        at = torch.tensor([[n + step] for n in LENGTHS])
-        batch = GraphBatch(new, at, start + width + step, mask, torch.zeros_like(at))
-        found = model.run(batch, cache)
-        differences += [
-            (found[row, 0] - expected[row][n + step]).abs().max() for row, n in enumerate(LENGTHS)
-        ]
-    return float(torch.stack(differences).max())
+        return [reference(row[None]).logits[0].float() for row in sequences(vocab_size)]
+
+
+def prompts(vocab_size: int) -> GraphBatch:
+    """All rows at once, padded left; the logits of all tokens are wanted."""
+    rows = len(LENGTHS)
+    ids = torch.zeros(rows, WIDTH, dtype=torch.int64)
+    positions, mask = torch.zeros_like(ids), torch.zeros(rows, CAPACITY, dtype=torch.int64)
+    for row, (tokens, n) in enumerate(zip(sequences(vocab_size), LENGTHS, strict=True)):
+        ids[row, WIDTH - n :] = tokens[:n]
+        positions[row, WIDTH - n :] = torch.arange(n)
+        mask[row, WIDTH - n : WIDTH] = 1
+    wanted = torch.arange(WIDTH).expand(rows, WIDTH).contiguous()
+    return GraphBatch(ids, positions, torch.zeros(rows, dtype=torch.int64), mask, wanted)
+
+
+def step(vocab_size: int, number: int, mask: Tensor) -> GraphBatch:
+    """The next token of each row; ``mask`` is taken over and grows."""
+    tokens = sequences(vocab_size)
+    mask[:, WIDTH + number] = 1
+    ids = torch.stack([tokens[row][n + number] for row, n in enumerate(LENGTHS)])[:, None]
+    positions = torch.tensor([[n + number] for n in LENGTHS])
+    start = torch.full((len(LENGTHS),), WIDTH + number)
+    return GraphBatch(ids, positions, start, mask, torch.zeros_like(positions))
+
+
+def logits_of(model: ExportedModel) -> list[Tensor]:
+    """Of each row's own tokens, prompt and steps."""
+    vocab = model.shape.vocab_size
+    # What a former user left there must not matter.
+    cache = [tensor.fill_(7.7) for tensor in model.shape.new_cache(len(LENGTHS), CAPACITY)]
+    batch = prompts(vocab)
+    found = model.run(batch, cache).clone()
+    rows = [[found[row, WIDTH - n :]] for row, n in enumerate(LENGTHS)]
+    for number in range(NUM_STEPS):
+        found = model.run(step(vocab, number, batch.attention_mask), cache).clone()
+        for row, parts in enumerate(rows):
+            parts.append(found[row])
+    return [torch.cat(parts) for parts in rows]
+
+
+def largest_difference(model: ExportedModel, reference: Any) -> float:
+    expected = expected_logits(reference, model.shape.vocab_size)
+    pairs = zip(logits_of(model), expected, strict=True)
+    return max(float((found - wanted).abs().max()) for found, wanted in pairs)

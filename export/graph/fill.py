@@ -1,31 +1,19 @@
-"""The merged graph in float32 or float16."""
+"""Fills a graph with its weights as they are, in float32 or float16."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from artifacts.errors import InvalidInput
-from export.forms.form import Progress
-from export.graph.files import constant, initializer, lazy, write_graph
+from export.graph.files import constant, initializer, lazy
 from export.graph.linears import Linear, linears
-from export.graph.skeleton import skeleton
-from export.source import MergedTensors, Source
 
 FLOAT16_MAX = 65504.0
 Weights = Mapping[str, torch.Tensor]
-
-
-def export_graph(source: Source, folder: Path, progress: Progress) -> Path:
-    """Writes ``model.onnx`` and its weights in ``model.onnx.data``, merged, float32."""
-    progress(0, 1, "tracing")
-    model = skeleton(source.base.config)
-    fill(model, MergedTensors(source))
-    return write_graph(model, folder, progress)
 
 
 def fill(model: ir.Model, weights: Weights) -> None:
@@ -40,12 +28,7 @@ def fill(model: ir.Model, weights: Weights) -> None:
             _as_gemm(model.graph, linear)
         else:
             _as_product(model.graph, linear, weights)
-    fill_rest(model.graph, weights)
-
-
-def fill_rest(graph: ir.Graph, weights: Weights) -> None:
-    """What is left empty is given its weight as it stands."""
-    for value in graph.initializers.values():
+    for value in model.graph.initializers.values():
         if value.const_value is None:
             lazy(value, maker(weights, value))
 

@@ -1,0 +1,91 @@
+"""Blocks of 4 and 8 bits: what the quantised graph computes is what its dequantised weights do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from artifacts.errors import InvalidInput
+from artifacts.exported.onnx_model import load_onnx
+from export.forms.form import Options, Workshop
+from export.forms.onnx_blocks import INT4, INT8, OnnxBlocks
+from export.graph.blocks import Blocks
+from export.source import MergedTensors, merged_model
+from tests.export.graph.agreement import expected_logits, logits_of
+
+FORMS = pytest.mark.parametrize(("form", "bits"), [(INT4, 4), (INT8, 8)])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_are_within_half_a_step_of_their_weights(bits: int) -> None:
+    weight = np.random.default_rng(0).normal(size=(6, 128)).astype(np.float32)
+    blocks = Blocks(bits, 32)
+    packed, scales = blocks.quantize(weight)
+    error = np.abs(blocks.dequantize((packed, scales)) - weight).reshape(6, 4, 32)
+    # The largest weight of a block is exact; one of the other sign as large as it is cut off.
+    assert (error <= np.abs(scales)[:, :, None] * 1.001).all()
+    assert (error <= np.abs(scales)[:, :, None] * 0.501).mean() > 0.97
+
+
+def write(form: OnnxBlocks, workshop: Workshop, options: Options, folder: Path) -> ir.Model:
+    form.check(workshop.source, options)
+    form.write(workshop, options, folder)
+    return ir.load(folder / "model.onnx")
+
+
+def dequantised_reference(workshop: Workshop, body: Blocks, head: Blocks | None) -> Any:
+    """transformers with the weights that the blocks stand for."""
+    model = merged_model(workshop.source)
+    merged = MergedTensors(workshop.source)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            blocks = head if "embed_tokens" in name or "lm_head" in name else body
+            if parameter.ndim == 2 and blocks is not None:
+                quantized = blocks.quantize(merged[name].numpy())
+                parameter.copy_(torch.from_numpy(blocks.dequantize(quantized)))
+    return model
+
+
+@FORMS
+@pytest.mark.parametrize("keep_head", [False, True])
+def test_the_graph_computes_what_its_dequantised_weights_compute(
+    form: OnnxBlocks, bits: int, keep_head: bool, workshop: Workshop, tmp_path: Path
+) -> None:
+    """But for activations of 8 bits, a hundredth of the logits; a wrong block is far beyond."""
+    write(form, workshop, Options(block_size=32, keep_head=keep_head), tmp_path)
+    wider = Blocks(8, 32) if bits == 4 else None
+    reference = dequantised_reference(
+        workshop, Blocks(bits, 32), wider if keep_head else Blocks(bits, 32)
+    )
+    model = load_onnx(tmp_path, num_threads=1)
+    found = torch.cat(logits_of(model))
+    expected = torch.cat(expected_logits(reference, model.shape.vocab_size))
+    assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@FORMS
+def test_a_tied_embedding_is_stored_once(
+    form: OnnxBlocks, bits: int, workshop: Workshop, tmp_path: Path
+) -> None:
+    model = write(form, workshop, Options(block_size=64), tmp_path)
+    named = model.graph.initializers
+    table = named["model.embed_tokens.weight.rows"].const_value
+    blocks = named["model.embed_tokens.weight.blocks"].const_value
+    assert isinstance(table, ir.ExternalTensor)
+    assert isinstance(blocks, ir.ExternalTensor)
+    assert (table.offset, table.length) == (blocks.offset, blocks.length)
+    assert table.numpy().tobytes() == blocks.numpy().tobytes()
+    size = (tmp_path / "model.onnx.data").stat().st_size
+    assert size == pytest.approx(form.num_bytes(workshop.source, Options()), rel=0.1)
+
+
+def test_a_block_size_that_does_not_divide_is_refused_with_one_that_does(
+    workshop: Workshop,
+) -> None:
+    with pytest.raises(InvalidInput, match=r"block_size=128 does not divide the 64 inputs.*64"):
+        INT4.check(workshop.source, Options(block_size=128))
