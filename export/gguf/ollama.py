@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from artifacts.base import Base
 
 Message = dict[str, str]
+
+# By a template that does not want such messages, and by texts that are not where they should be.
+_RAISED = (TemplateError, ValueError, TypeError, LookupError, AttributeError)
 
 _LEFT_OUT = """\
 # TEMPLATE is left out: what the chat template of this model does is more than roles with a text
@@ -76,7 +81,7 @@ def read_turns(tokenizer: Any) -> Turns | None:
     try:
         turns = _read_turns(tokenizer)
         return turns if turns is not None and _is_right(turns, tokenizer) else None
-    except Exception:  # a template may raise whatever it likes for messages that it does not want
+    except _RAISED:
         return None
 
 

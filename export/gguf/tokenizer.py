@@ -34,6 +34,13 @@ def check_tokenizer(base: Base) -> None:
             "here; choose another format, or convert the merged folder with llama.cpp",
             param="format",
         )
+    last = max(base.tokenizer.get_vocab().values())
+    if last >= base.config.vocab_size:
+        raise InvalidInput(
+            f"{base.path}: the tokenizer has a token {last}, the model only "
+            f"{base.config.vocab_size}; choose another format",
+            param="format",
+        )
 
 
 def add_tokenizer(writer: GGUFWriter, base: Base) -> dict[str, Any]:

@@ -75,6 +75,8 @@ def make_source(config: PretrainedConfig, folder: Path) -> Source:
     for name, parameter in model.named_parameters():
         if "bias" in name or "norm" in name:
             torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+        elif "q_proj" in name or "k_proj" in name:  # attention that looks at something
+            torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(base)
     lora = LoraConfig(
         task_type="CAUSAL_LM",

@@ -31,8 +31,8 @@ SourceOf = Callable[[str], Source]
 def test_f16_answers_as_the_merged_model(source_of: SourceOf, tmp_path: Path, family: str) -> None:
     folder, _ = write(F16, source_of(family), tmp_path)
     reference = merged_model(source_of(family))
-    # F16 moves these logits, which are below 1, by less than 1e-3; unpermuted rows by 0.1.
-    assert largest_difference(load_transformers(folder), reference) < 2e-3
+    # F16 moves these logits by 1.6e-3 at most; unpermuted rows by 9e-3 (Llama), 0.8 (Mistral).
+    assert largest_difference(load_transformers(folder), reference) < 4e-3
 
 
 @pytest.mark.parametrize(("form", "kind"), [(Q8_0, "Q8_0"), (Q4_0, "Q4_0")])
