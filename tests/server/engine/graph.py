@@ -63,11 +63,11 @@ class GraphBacked(FakeRunner):
 
     def __init__(self, graph: GraphRunner, model: HashModel) -> None:
         super().__init__(block_size=4)
-        self._graph = graph
+        self.graph = graph
         self._hashes = model
 
     def execute(self, chunks: Rows[Chunk], places: Rows[tuple[int, int] | None]) -> list[Result]:
-        found = self._graph.execute(chunks, places)
+        found = self.graph.execute(chunks, places)
         super().execute(chunks, places)
         return found
 
@@ -77,10 +77,10 @@ class GraphBacked(FakeRunner):
     def write_adapter(self, first_row: int, adapter: Any) -> None:
         super().write_adapter(first_row, adapter)
         inputs = self._hashes.pack(adapter)
-        self._graph.write_adapter(first_row, GraphAdapter(adapter.num_rows, inputs, 1))
+        self.graph.write_adapter(first_row, GraphAdapter(adapter.num_rows, inputs, 1))
 
     def scrub(self, blocks: Rows[int]) -> None:
-        self._graph.scrub(blocks)
+        self.graph.scrub(blocks)
 
 
 def check_batch(batch: GraphBatch, cache: Rows[Tensor]) -> None:
@@ -152,6 +152,10 @@ class SlabModel:
 
 class GraphServed(Served):
     """`Served`, with a graph runner over the base in transformers."""
+
+    def __enter__(self) -> GraphServed:
+        super().__enter__()
+        return self
 
     def __init__(self, base: Base, limits: EngineLimits, **options: Any) -> None:
         self.base = base
