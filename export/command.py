@@ -5,6 +5,7 @@ Heavy imports stand inside the functions: ``--help`` and a wrong option are answ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -120,7 +121,7 @@ def run_command(
             typer.echo(f"note: {note}", err=True)
         shard_gb = file.shard_gb if shard_gb is None else shard_gb
         given: dict[str, Any] = {
-            "shard_bytes": None if shard_gb is None else int(shard_gb * 1e9),
+            "shard_bytes": None if shard_gb is None else _bytes(shard_gb),
             "block_size": block_size,
             "keep_head": keep_head or None,
             "pt2": pt2,
@@ -141,6 +142,12 @@ def run_command(
                 allow_unverified=allow_unverified,
             )
         )
+
+
+def _bytes(shard_gb: float) -> int:
+    if not 0 < shard_gb < math.inf:
+        raise InvalidInput(f"shard_gb={shard_gb:g} must be above 0 and finite", param="shard_gb")
+    return int(shard_gb * 1e9)
 
 
 @export_app.command("verify")

@@ -6,15 +6,17 @@ output that goes with the command, or, after a kill, with the next one.
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from artifacts.errors import Conflict, Corrupt, InvalidInput, StorageFull
+from artifacts.errors import Conflict, Corrupt, InvalidInput, LoraloopError, StorageFull
 from artifacts.exported.formats import FORMATS
 from artifacts.exported.record import (
     RECORD_FILE,
@@ -38,6 +40,7 @@ from export.proof.report import Proof, read_proof, write_proof
 from export.source import MergeChoice, Source, open_source
 
 GB = 10**9
+_NO_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "bitsandbytes", "gguf")
 
 
@@ -99,7 +102,7 @@ def export_forms(asked: Asked, progress: Progress) -> list[Exported]:
 
 
 def _jobs(asked: Asked) -> list[_Job]:
-    """Raises InvalidInput for unknown and doubled formats, and for an option that none uses."""
+    """Raises InvalidInput for unknown and doubled formats, and for what none of them uses."""
     if len(set(asked.formats)) != len(asked.formats):
         raise InvalidInput(f"a format is named twice: {', '.join(asked.formats)}", param="format")
     forms = {name: form_of(name) for name in asked.formats}
@@ -110,6 +113,14 @@ def _jobs(asked: Asked) -> list[_Job]:
                 f"--{key.replace('_', '-')} means nothing to {', '.join(forms)}; leave it out",
                 param=key,
             )
+    if asked.merge is not None and not any(FORMATS[name].is_merged for name in forms):
+        raise InvalidInput(
+            f"--merge means nothing to {', '.join(forms)}, where the adapter stays beside its "
+            "base; leave it out",
+            param="merge",
+        )
+    if asked.prompts is not None and not asked.is_verified:
+        raise InvalidInput("--prompts are for the proof; leave out --no-verify", param="prompts")
     output = asked.output.expanduser().resolve()
     is_single = len(forms) == 1
     return [
@@ -121,8 +132,9 @@ def _jobs(asked: Asked) -> list[_Job]:
 def _is_there(job: _Job, source: Source) -> bool:
     """Whether the output is this very export already. Raises Conflict for anything else in it."""
     output = job.output
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return False
+    with storage_errors(output), _usable(output):
+        if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+            return False
     if not is_export(output):
         raise Conflict(f"{output} exists already; remove it or choose another output")
     found = read_record(output)
@@ -153,17 +165,32 @@ def _kept(job: _Job, asked: Asked, progress: Progress) -> Exported:
 def _make(jobs: Sequence[_Job], source: Source, asked: Asked, progress: Progress) -> list[Exported]:
     output = asked.output.expanduser().resolve()
     prefix = f".{output.name}.part-"
-    with storage_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        clear_scratch(output.parent, prefix)  # of exports that were killed
-        with scratch_folder(output.parent, prefix) as scratch:
-            _check_space(jobs, source, scratch)
-            workshop = Workshop(source, scratch / "work", progress)
-            workshop.scratch.mkdir()
-            for job in jobs:
-                _write(job, workshop, scratch / job.name)
-            shutil.rmtree(workshop.scratch)
-            return _prove_and_publish(jobs, scratch, asked, progress)
+    with storage_errors(output), ExitStack() as stack:
+        with _usable(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            clear_scratch(output.parent, prefix)  # of exports that were killed
+            scratch = stack.enter_context(scratch_folder(output.parent, prefix))
+        _check_space(jobs, source, scratch)
+        workshop = Workshop(source, scratch / "work", progress)
+        workshop.scratch.mkdir()
+        for job in jobs:
+            _write(job, workshop, scratch / job.name)
+        shutil.rmtree(workshop.scratch)
+        return _prove_and_publish(jobs, scratch, asked, progress)
+
+
+@contextmanager
+def _usable(output: Path) -> Iterator[None]:
+    """Inside, a path that can be no folder's is InvalidInput."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise InvalidInput(
+            f"{output} cannot be a folder ({error.strerror}); choose another output",
+            param="output",
+        ) from error
 
 
 def _write(job: _Job, workshop: Workshop, folder: Path) -> None:
@@ -171,9 +198,26 @@ def _write(job: _Job, workshop: Workshop, folder: Path) -> None:
     source = workshop.source
     if job.name != "adapter":
         copy_without_weights(source.base, folder)
-    settings = job.form.write(workshop, job.options, folder)
+    with _full_disk(folder, job.form.num_bytes(source, job.options)):
+        settings = job.form.write(workshop, job.options, folder)
     record = _record(job, source, settings, folder)
     write_json(folder / RECORD_FILE, record.model_dump(mode="json"))
+
+
+@contextmanager
+def _full_disk(folder: Path, wanted: int) -> Iterator[None]:
+    """Each library says in its own way that a disk is full, if at all; so the disk is asked."""
+    try:
+        yield
+    except LoraloopError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free >= wanted:
+            raise
+        raise StorageFull(
+            f"{folder.parent} ran out of space ({' '.join(str(error).split())}); free some, or "
+            "choose an output on another disk"
+        ) from error
 
 
 def _record(

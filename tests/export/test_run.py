@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -219,6 +220,26 @@ def test_a_failure_on_the_way_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_library_that_hides_a_full_disk(
+    ask: Any, form: FakeForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors, onnx and torch raise errors of their own, without a number."""
+    plenty, little = (shutil._ntuple_diskusage(1, 1, free) for free in (10**12, 9))
+    free = iter((plenty, little))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: next(free))
+    form.error = RuntimeError("unexpected pos\n576")
+    with pytest.raises(StorageFull, match=r"ran out of space \(unexpected pos 576\)"):
+        ask("onnx")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", ["file/out", "file/a/out", "x" * 250, "x" * 300])
+def test_an_output_that_can_be_no_folder(ask: Any, tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="cannot be a folder"):
+        ask("onnx", output=tmp_path / output)
+
+
 def test_what_a_killed_export_left_goes_with_the_next(ask: Any, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from artifacts.scratch import scratch_folder\n"
@@ -255,6 +276,11 @@ def test_somebody_else_was_faster(
         ({"formats": ("onnx",), "options": {"keep_head": True}}, "--keep-head means nothing"),
         ({"formats": ("onnx",), "options": {"block_size": 7}}, "block_size=7"),
         ({"formats": ("onnx",), "merge": "dequantized"}, "nothing to dequantise"),
+        ({"formats": ("adapter",), "merge": "original"}, "--merge means nothing to adapter"),
+        (
+            {"formats": ("onnx",), "prompts": Path("rows.jsonl"), "is_verified": False},
+            "--prompts are for the proof",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_named(ask: Any, changes: dict[str, Any], message: str) -> None:
@@ -278,6 +304,18 @@ def test_unknown_adapters_are_named(tiny_base: Path, tmp_path: Path, form: FakeF
     asked = Asked("No Name", tmp_path / "out", ("onnx",), str(tiny_base))
     with pytest.raises(InvalidInput, match="neither a folder"):
         export_forms(asked, lambda *_: None)
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_shard_size_that_is_none_is_one_line(adapter: Path, tmp_path: Path, size: str) -> None:
+    from typer.testing import CliRunner
+
+    from loraloop import app
+
+    args = ["export", str(adapter), "--output", str(tmp_path / "out"), "--shard-gb", size]
+    result = CliRunner().invoke(app, args)
+    assert (result.exit_code, result.output.count("\n")) == (1, 1)
+    assert f"shard_gb={float(size):g} must be above 0" in result.output
 
 
 def test_the_command_says_what_it_did(
