@@ -31,8 +31,8 @@ from artifacts.manifest import AdapterManifest
 from artifacts.safe_write import sync_folder
 from artifacts.storage import storage_errors
 from export.forms.form import Options, Workshop
-from export.graph.export import fill
 from export.graph.files import write_graph
+from export.graph.fill import fill
 from export.graph.linears import Linear, linears
 from export.graph.skeleton import OPSET
 from export.source import MergedTensors, Source
