@@ -15,8 +15,8 @@ import torch
 
 from artifacts.architecture import tensor_shapes
 from export.forms.form import Options, Workshop
-from export.graph.export import fill
 from export.graph.files import write_graph
+from export.graph.fill import fill
 from export.graph.skeleton import OPSET
 from export.source import MergedTensors, Source
 

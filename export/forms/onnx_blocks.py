@@ -17,6 +17,8 @@ from export.graph.skeleton import EMBEDDING, HEAD, OPSET
 from export.source import MergedTensors, Source
 
 _WIDER = {4: 8, 8: None}  # bits of embedding and lm_head where they are kept wider; None: float32
+# Small products whose rounding costs most: 8 bits in a graph of 4.
+_SENSITIVE = ("self_attn.v_proj.weight", "self_attn.o_proj.weight")
 
 
 class OnnxBlocks:
@@ -38,10 +40,9 @@ class OnnxBlocks:
                 )
 
     def num_bytes(self, source: Source, options: Options) -> int:
-        body, head = self._forms(options)
         found = 0.0
         for name, shape in tensor_shapes(source.base.config).items():
-            form = head if name in (EMBEDDING, HEAD) else body
+            form = self._form(name, options)
             per_weight = 4.0
             if form is not None and len(shape) == 2:
                 per_weight = form.bits / 8 + 4 / form.size
@@ -50,12 +51,14 @@ class OnnxBlocks:
 
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         model = workshop.skeleton(torch.float32)
-        body, head = self._forms(options)
-        views = quantize(model, MergedTensors(workshop.source), body, head)
+        weights = MergedTensors(workshop.source)
+        views = quantize(model, weights, lambda name: self._form(name, options))
         write_graph(model, folder, workshop.progress, views)
+        head = self._form(EMBEDDING, options)
         return {
             "opset": OPSET,
             "weights": f"int{self._bits}",
+            "values_and_outputs_of_attention": "int8",
             "embedding_and_head": "float32" if head is None else f"int{head.bits}",
             "block_size": options.block_size,
             "keep_head": options.keep_head,
@@ -64,10 +67,15 @@ class OnnxBlocks:
             "cache": "float32",
         }
 
-    def _forms(self, options: Options) -> tuple[Blocks, Blocks | None]:
-        wider = _WIDER[self._bits] if options.keep_head else self._bits
-        head = None if wider is None else Blocks(wider, options.block_size)
-        return Blocks(self._bits, options.block_size), head
+    def _form(self, name: str, options: Options) -> Blocks | None:
+        """How the weight of that name is stored; None: in float32."""
+        bits: int | None = self._bits
+        if name in (EMBEDDING, HEAD) and options.keep_head:
+            bits = _WIDER[self._bits]
+        elif name.endswith(_SENSITIVE):
+            bits = 8
+        is_searched = bits == 4 and name in (EMBEDDING, HEAD)
+        return None if bits is None else Blocks(bits, options.block_size, is_searched)
 
 
 INT4 = OnnxBlocks(4)
