@@ -75,7 +75,7 @@ def proof_section(proof: Proof) -> str:
         rows.append([_words(name), _shown(name, proof.figures[name]), limit])
     taken = sorted(proof.measured.items())
     measured = [["measured", ""], *([_words(name), _shown(name, value)] for name, value in taken)]
-    libraries = ", ".join(f"{name} {number}" for name, number in proof.versions.items())
+    libraries = ", ".join(f"{name} {number}" for name, number in sorted(proof.versions.items()))
     parts = [
         _verdict(proof),
         f"Beside base and adapter in transformers and PEFT, float32, on {proof.prompts.count} "
