@@ -204,6 +204,10 @@ Change = Callable[[dict[str, np.ndarray[Any, Any]]], object]
             r"lora_A \[3, 128\] and lora_B \[64, 4\]",
         ),
         (
+            lambda sides: sides.update({A_SIDE: np.zeros((4, 127), np.float32)}),
+            r"lora_A \[4, 127\] and lora_B \[64, 4\]",
+        ),
+        (
             lambda sides: sides.update({A_SIDE: np.zeros((128,), np.float32)}),
             r"lora_A \[128\]",
         ),
