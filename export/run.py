@@ -39,7 +39,7 @@ from export.proof.process import ProofAsk, prove_in_fresh_process
 from export.proof.report import Proof, read_proof, write_proof
 from export.source import MergeChoice, Source, open_source
 
-GB = 10**9
+MB = 10**6
 _NO_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP}
 LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxruntime", "bitsandbytes", "gguf")
 
@@ -287,8 +287,8 @@ def _check_space(jobs: Sequence[_Job], source: Source, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if free < wanted:
         raise StorageFull(
-            f"{', '.join(job.name for job in jobs)} take about {wanted / GB:.1f} GB, "
-            f"{jobs[0].output.parent} has {free / GB:.1f} GB free; free some, or choose an output "
+            f"{', '.join(job.name for job in jobs)} take about {wanted / MB:,.0f} MB, "
+            f"{jobs[0].output.parent} has {free / MB:,.0f} MB free; free some, or choose an output "
             "on another disk"
         )
 

@@ -74,7 +74,10 @@ def open_source(adapter: str, base: str | None = None, merge: MergeChoice | None
     check_adapter(weights, linear_shapes(opened.config), max_rank=MAX_RANK)
     if manifest is not None:
         check_manifest(manifest, opened, weights)
-    source = Source(opened, base, adapter_id, adapter, folder, weights, manifest, "original")
+    # Folders by their whole path: a proof may be asked for from elsewhere.
+    asked = str(folder) if Path(adapter).expanduser().is_dir() else adapter
+    where = None if base is None else str(opened.path) if Path(base).expanduser().exists() else base
+    source = Source(opened, where, adapter_id, asked, folder, weights, manifest, "original")
     return _with_merge(source, merge)
 
 
