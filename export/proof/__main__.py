@@ -7,6 +7,7 @@ whether they passed or not.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ def main() -> int:
     try:
         from export.proof.run import prove_all
 
+        gc.freeze()  # libraries: each candidate's end need not look through them again
         prove_all(asked.folders, ask, _on_progress, _on_proof)
     except LoraloopError as error:
         param = getattr(error, "param", None)
