@@ -17,7 +17,7 @@ from server.engine.engine import Engine
 from server.engine.graph_cache import GraphCache
 from server.engine.load import EngineLimits, answer_decoder, num_kv_tokens
 from server.engine.load_export import packer
-from server.engine.request import Result
+from server.engine.request import GenerationRequest, Result, TokenLogprob
 from server.engine.runner_graph import GraphAdapter, GraphRunner
 from server.engine.scheduler import Chunk, SchedulerLimits
 from server.engine.spec import EngineSpec
@@ -181,3 +181,16 @@ class GraphServed(Served):
         )
         decode = answer_decoder(base.tokenizer)
         self.engine = Engine(spec, self.runner, decode, packer(self.model))
+
+
+def hashed_scores(request: GenerationRequest) -> tuple[TokenLogprob | None, ...]:
+    """What `HashModel` finds of a prompt."""
+    if request.sampling.prompt_logprobs is None:
+        return ()
+    found: list[TokenLogprob | None] = [None]
+    for end in range(1, len(request.prompt_ids)):
+        logits = torch.zeros(VOCAB)
+        logits[next_token(request.adapter, request.prompt_ids[:end])] = 9.0
+        token = request.prompt_ids[end]
+        found.append(TokenLogprob(token, float(torch.log_softmax(logits, dim=-1)[token])))
+    return tuple(found)

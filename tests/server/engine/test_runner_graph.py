@@ -23,19 +23,18 @@ from server.engine.graph_plan import Call, plan_calls
 from server.engine.load import EngineLimits
 from server.engine.load_export import packer
 from server.engine.output import OutputText
-from server.engine.request import GenerationRequest, Sampled, SamplingParams, TokenLogprob
+from server.engine.request import GenerationRequest, Sampled, SamplingParams
 from server.engine.runner_graph import GraphRunner
 from server.engine.scheduler import Chunk, SchedulerLimits
 from server.engine.sequence import Sequence
 from tests.server.engine import test_interleavings
 from tests.server.engine.fake import (
-    VOCAB,
     add_fake_adapter,
     fake_engine,
     next_token,
     run_to_idle,
 )
-from tests.server.engine.graph import GraphBacked, GraphServed, HashModel
+from tests.server.engine.graph import GraphBacked, GraphServed, HashModel, hashed_scores
 from tests.server.engine.served import GREEDY, SEEDED, TEXTS, Served, random_adapter
 from tests.server.engine.test_interleavings import (
     ALIASES,
@@ -358,19 +357,6 @@ def operation(chance: random.Random) -> tuple[object, ...]:
     seldom += [("memory", chance.choice((3, 12))), ("failing_write",), ("transient",)]
     seldom += [("remove", alias), ("reload", alias, chance.randint(1, 8))]
     return chance.choice(chance.choices((often, seldom), (4, 1))[0])
-
-
-def hashed_scores(request: GenerationRequest) -> tuple[TokenLogprob | None, ...]:
-    """What `HashModel` finds of a prompt."""
-    if request.sampling.prompt_logprobs is None:
-        return ()
-    found: list[TokenLogprob | None] = [None]
-    for end in range(1, len(request.prompt_ids)):
-        logits = torch.zeros(VOCAB)
-        logits[next_token(request.adapter, request.prompt_ids[:end])] = 9.0
-        token = request.prompt_ids[end]
-        found.append(TokenLogprob(token, float(torch.log_softmax(logits, dim=-1)[token])))
-    return tuple(found)
 
 
 def test_what_one_part_of_a_step_wrote_is_kept_when_another_makes_the_cache_larger() -> None:
