@@ -70,6 +70,7 @@ def test_base_and_adapters_take_turns_on_one_session(
         assert difference(opened, packed[name], references[other]) > 100 * TOLERANCE
 
 
+@pytest.mark.slow  # test_all_forms proves a base with biases too
 def test_a_base_with_biases(make_adapter: MakeAdapter, tmp_path: Path, tiny_base: Path) -> None:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 

@@ -59,9 +59,8 @@ def workshop_of(family: str, folder: Path, **more: Any) -> Workshop:
     return Workshop(source, folder, lambda *_: None)
 
 
-@pytest.mark.parametrize(
-    "family", ["qwen2", "qwen3", pytest.param("mistral", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # test_all_forms has the common ones' whole proofs
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
 def test_each_family_is_as_transformers_has_it(family: str, tmp_path: Path) -> None:
     workshop = workshop_of(family, tmp_path)
     reference = merged_model(workshop.source)
