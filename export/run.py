@@ -171,11 +171,9 @@ def _make(jobs: Sequence[_Job], source: Source, asked: Asked, progress: Progress
             clear_scratch(output.parent, prefix)  # of exports that were killed
             scratch = stack.enter_context(scratch_folder(output.parent, prefix))
         _check_space(jobs, source, scratch)
-        workshop = Workshop(source, scratch / "work", progress)
-        workshop.scratch.mkdir()
+        workshop = Workshop(source, progress)
         for job in jobs:
             _write(job, workshop, scratch / job.name)
-        shutil.rmtree(workshop.scratch)
         return _prove_and_publish(jobs, scratch, asked, progress)
 
 

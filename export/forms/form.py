@@ -47,14 +47,10 @@ def options_of(given: Mapping[str, Any]) -> Options:
 
 
 class Workshop:
-    """Expensive things that several forms of one command want; each is made once.
+    """Expensive things that several forms of one command want; each is made once."""
 
-    ``scratch`` is a folder on the disk of the output that goes when the command ends.
-    """
-
-    def __init__(self, source: Source, scratch: Path, progress: Progress) -> None:
+    def __init__(self, source: Source, progress: Progress) -> None:
         self.source = source
-        self.scratch = scratch
         self.progress = progress
         self._skeletons: dict[torch.dtype, ir.Model] = {}
 

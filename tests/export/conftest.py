@@ -48,10 +48,10 @@ def bfloat16_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def workshop(tiny_base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(tiny_base: Path, adapter: Path) -> Workshop:
     """Of the tiny base and the adapter; what it made once is shared by all tests."""
     source = open_source(str(adapter), str(tiny_base))
-    return Workshop(source, tmp_path_factory.mktemp("workshop"), lambda *_: None)
+    return Workshop(source, lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_a_base_with_biases(make_adapter: MakeAdapter, tmp_path: Path, tiny_base
     source = open_source(str(folder), str(tmp_path / "qwen2"))
     exported = tmp_path / "exported"
     exported.mkdir()
-    opened = open_exported(Workshop(source, tmp_path, lambda *_: None), exported)
+    opened = open_exported(Workshop(source, lambda *_: None), exported)
     plain, adapted = opened.reference(None), opened.reference(folder)
     assert difference(opened, None, plain) <= TOLERANCE
     assert difference(opened, opened.pack(folder), adapted) <= TOLERANCE

@@ -100,4 +100,4 @@ def write(form: Form, source: Source, folder: Path) -> Exported:
     for path in source.base.path.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, folder)
-    return folder, form.write(Workshop(source, folder, lambda *_: None), Options(), folder)
+    return folder, form.write(Workshop(source, lambda *_: None), Options(), folder)

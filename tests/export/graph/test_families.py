@@ -56,7 +56,7 @@ def workshop_of(family: str, folder: Path, **more: Any) -> Workshop:
     nothing = LoraWeights({}, 1, 1.0, (), "none", 0, {})
     base = open_base(folder)
     source = Source(base, str(folder), "none", "none", folder, nothing, None, "original")
-    return Workshop(source, folder, lambda *_: None)
+    return Workshop(source, lambda *_: None)
 
 
 @pytest.mark.slow  # test_all_forms has the common ones' whole proofs

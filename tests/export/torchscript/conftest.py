@@ -21,5 +21,5 @@ def source(tiny_base: Path, adapter: Path) -> Source:
 def written(source: Source, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The folder and the settings."""
     folder = tmp_path_factory.mktemp("torchscript")
-    workshop = Workshop(source, folder, lambda *_: None)
+    workshop = Workshop(source, lambda *_: None)
     return folder, TORCHSCRIPT.write(workshop, Options(), folder)

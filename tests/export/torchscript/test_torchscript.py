@@ -88,7 +88,7 @@ def test_the_settings_name_what_each_file_weighs(written: tuple[Path, Any]) -> N
 
 
 def test_without_pt2_there_is_one_file(source: Source, tmp_path: Path) -> None:
-    workshop = Workshop(source, tmp_path, lambda *_: None)
+    workshop = Workshop(source, lambda *_: None)
     options = Options(pt2=False)
     settings = TORCHSCRIPT.write(workshop, options, tmp_path)
     assert list(settings["weights_in"]) == [path.name for path in tmp_path.iterdir()]
@@ -107,7 +107,7 @@ def test_a_size_that_was_baked_in_is_seen(
 
     monkeypatch.setattr(torchscript, "SlabDecoder", Baked)
     with pytest.raises(InvalidInput, match=r"model\.ts differs from transformers"):
-        TORCHSCRIPT.write(Workshop(source, tmp_path, lambda *_: None), Options(pt2=False), tmp_path)
+        TORCHSCRIPT.write(Workshop(source, lambda *_: None), Options(pt2=False), tmp_path)
 
 
 def test_broken_files_are_refused(written: tuple[Path, Any], tmp_path: Path) -> None:

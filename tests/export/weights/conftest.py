@@ -18,7 +18,7 @@ def write_form(form: Form, source: Source, folder: Path, **options: Any) -> dict
     """What `export.run` does around a form; returns its settings."""
     folder.mkdir()
     copy_without_weights(source.base, folder)
-    workshop = Workshop(source, folder, lambda done, total, what: None)
+    workshop = Workshop(source, lambda done, total, what: None)
     return form.write(workshop, Options(**options), folder)
 
 

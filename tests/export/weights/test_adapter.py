@@ -21,7 +21,7 @@ from tests.artifacts.drafts import DRAFT
 
 def write(source: Source, folder: Path) -> set[str]:
     folder.mkdir()
-    ADAPTER.write(Workshop(source, folder, lambda *_: None), Options(), folder)
+    ADAPTER.write(Workshop(source, lambda *_: None), Options(), folder)
     assert ADAPTER.num_bytes(source, Options()) == sum(p.stat().st_size for p in folder.iterdir())
     return {path.name for path in folder.iterdir()}
 

@@ -42,7 +42,7 @@ def open_folder(tiny_base: Path, adapter: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("exports") / "tiny-open"
     folder.mkdir()
     copy_without_weights(source.base, folder)
-    workshop = Workshop(source, tmp_path_factory.mktemp("workshop"), lambda *_: None)
+    workshop = Workshop(source, lambda *_: None)
     ADAPTERS.write(workshop, Options(), folder)
     write_record(folder, "onnx-adapters", tiny_base)
     return folder
