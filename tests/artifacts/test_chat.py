@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from artifacts.chat import ChatRenderer
@@ -20,7 +20,10 @@ from tests.artifacts.chats import (
     round_trip,
 )
 
-texts = st.text(st.characters(codec="utf-8"), max_size=30)
+anything = st.text(st.characters(codec="utf-8"), max_size=30)
+# Hypothesis also draws string constants of the code under test, so control tokens too: those stay
+# text here and become tokens in transformers.
+texts = anything.filter(lambda text: not ("<" in text and ">" in text))
 turns = st.lists(st.tuples(texts, texts), min_size=1, max_size=3)
 
 
@@ -43,8 +46,12 @@ def test_prompts_are_those_of_transformers(
     assert renderer.render_text(messages) == plain
 
 
-@given(pairs=turns, system=st.none() | texts)
+@given(
+    pairs=st.lists(st.tuples(anything, anything), min_size=1, max_size=3), system=st.none() | texts
+)
 @settings(max_examples=60, deadline=None)
+@example(pairs=[("<tool_call>", "<think>")], system="<|end|>")
+@example(pairs=[("<|end|>", "a<|end|>"), ("</think>", "<|user|>")], system=None)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_mask_selects_each_reply_with_its_eos_and_nothing_else(
     renderers: Callable[[str], ChatRenderer],
