@@ -1,7 +1,7 @@
 """``python -m export.proof DIR…``: the proofs of exports that share adapter and base.
 
-Events are JSON lines on stdout: progress, proof, failed. Exit code 0 says that all were examined,
-whether they passed or not.
+Events are JSON lines on stdout: progress, begun, proof, failed. Exit code 0 says that all were
+examined, whether they passed or not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
         from export.proof.run import prove_all
 
         gc.freeze()  # libraries: each candidate's end need not look through them again
-        prove_all(asked.folders, ask, _on_progress, _on_proof)
+        prove_all(asked.folders, ask, _on_progress, _on_proof, _on_begun)
     except LoraloopError as error:
         param = getattr(error, "param", None)
         _say("failed", error=type(error).__name__, message=str(error), param=param)
@@ -54,6 +54,10 @@ def _on_progress(done: int, total: int, what: str) -> None:
 
 def _on_proof(folder: Path, proof: Proof) -> None:
     _say("proof", folder=str(folder), proof=proof.model_dump(mode="json"))
+
+
+def _on_begun(folder: Path, proof: Proof) -> None:
+    _say("begun", folder=str(folder), proof=proof.model_dump(mode="json"))
 
 
 def _say(event: str, **facts: Any) -> None:

@@ -1,24 +1,26 @@
 """Runs a proof in a process of its own, on the files on disk. No torch.
 
 A fresh process has nothing of the exporter's memory: what it loads is what lies on the disk. It
-speaks JSON lines on stdout, and ends when its stdin does, which is when its parent is gone.
+speaks JSON lines on stdout, and ends when its stdin does, which is when its parent is gone. What a
+library does to it there, it cannot do to us.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from artifacts import errors
 from artifacts.errors import InvalidInput, LoraloopError
-from export.proof.report import Proof
+from export.proof.report import Proof, write_proof
 
 OnProgress = Callable[[int, int, str], None]
 MAX_PROMPTS = 32  # unless told otherwise, which is also the fewest
@@ -40,10 +42,37 @@ def prove_in_fresh_process(
 ) -> list[Proof]:
     """One process for all folders, which share adapter and base; each gets its ``proof.json``.
 
-    Raises what the child raised (InvalidInput, InvalidData, NotFound, Corrupt, StorageError), and
-    LoraloopError with its last words where it crashed.
+    A form that ends the process, as a library's crash does, has failed its proof; a new process
+    goes on with the others. Raises what the child raised (InvalidInput, InvalidData, NotFound,
+    Corrupt, StorageError), and LoraloopError with its last words where it crashed without a form.
     """
-    proofs: dict[str, Proof] = {}
+    proofs: dict[Path, Proof] = {}
+    while waiting := [folder for folder in folders if folder not in proofs]:
+        found = _Found()
+        crash = _run_child(waiting, ask, on_progress, found)
+        proofs |= found.proofs
+        if found.in_work is not None:
+            folder, proof = found.in_work
+            failure = f"the process that computed it ended with {crash}; try another form"
+            proofs[folder] = proof.model_copy(update={"failures": (failure,)})
+            write_proof(folder, proofs[folder])
+        elif not found.proofs.keys() >= set(waiting):
+            raise LoraloopError(f"the proof of {_names(waiting, proofs)} ended with {crash}")
+    return [proofs[folder] for folder in folders]
+
+
+@dataclass(slots=True)
+class _Found:
+    """What one child has said: proofs, and the form that it is at."""
+
+    proofs: dict[Path, Proof] = field(default_factory=dict)
+    in_work: tuple[Path, Proof] | None = None
+
+
+def _run_child(
+    folders: Sequence[Path], ask: ProofAsk, on_progress: OnProgress, found: _Found
+) -> str:
+    """Fills ``found``; returns how the process ended, in words."""
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(
             _command(folders, ask),
@@ -54,23 +83,34 @@ def prove_in_fresh_process(
         )
         try:
             for event in _events(child):
+                if event["event"] == "failed":
+                    raise _as_error(event)
                 if event["event"] == "progress":
                     on_progress(event["done"], event["total"], event["what"])
-                elif event["event"] == "proof":
-                    proofs[event["folder"]] = Proof.model_validate(event["proof"])
-                elif event["event"] == "failed":
-                    raise _as_error(event)
-            exit_code = child.wait()
+                    continue
+                folder, proof = Path(event["folder"]), Proof.model_validate(event["proof"])
+                if event["event"] == "begun":
+                    found.in_work = folder, proof
+                else:
+                    found.proofs[folder], found.in_work = proof, None
+            return f"{_ending(child.wait())}: {_last_line(said)}"
         finally:
             child.kill()
             child.communicate()
-        if exit_code or len(proofs) < len(folders):
-            waiting = [str(folder) for folder in folders if str(folder) not in proofs]
-            raise LoraloopError(
-                f"the proof of {', '.join(waiting) or 'all'} ended with exit code {exit_code}: "
-                f"{_last_line(said)}"
-            )
-    return [proofs[str(folder)] for folder in folders]
+
+
+def _ending(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return f"{name} (out of memory?)" if -exit_code == signal.SIGKILL else name
+
+
+def _names(waiting: Sequence[Path], proofs: Mapping[Path, Proof]) -> str:
+    return ", ".join(str(folder) for folder in waiting if folder not in proofs)
 
 
 def _command(folders: Sequence[Path], ask: ProofAsk) -> list[str]:
@@ -83,9 +123,10 @@ def _command(folders: Sequence[Path], ask: ProofAsk) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Our packages are found wherever the parent was started."""
+    """Our packages are found wherever the parent was started; last words are no warning."""
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    return {**os.environ, **quiet, "PYTHONPATH": path}
 
 
 def _events(child: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
@@ -112,4 +153,4 @@ def _as_error(event: dict[str, Any]) -> LoraloopError:
 def _last_line(said: IO[bytes]) -> str:
     said.seek(0)
     lines = said.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing (killed, or out of memory?)"
+    return lines[-1] if lines else "it said nothing"

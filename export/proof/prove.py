@@ -51,22 +51,36 @@ def prove(folder: Path, record: ExportRecord, reference: Reference, tell: Tell) 
     def tell_form(what: str) -> None:
         tell(f"{record.format}: {what}")
 
-    found = _Found(measured=sizes(folder))
+    proof = begun(folder, record, reference)
+    found = _Found(measured=proof.measured)
     try:
         _examine(folder, record, reference, found, tell_form)
     except (Corrupt, AdapterRejected) as error:
         found.failures.append(f"it cannot be opened: {error}")
+    return proof.model_copy(
+        update={
+            "figures": found.figures,
+            "tolerances": found.tolerances,
+            "failures": tuple(found.failures),
+            "is_allowed": bool(found.failures) and proof.is_allowed,
+            "measured": found.measured,
+        }
+    )
+
+
+def begun(folder: Path, record: ExportRecord, reference: Reference) -> Proof:
+    """What is known before the form is opened: nothing was compared yet."""
     return Proof(
         format=record.format,
         adapter_hash=record.adapter_hash,
         base_fingerprint=record.base_fingerprint,
         prompts=reference.questions.facts,
         decode_steps=DECODE_STEPS,
-        figures=found.figures,
-        tolerances=found.tolerances,
-        failures=tuple(found.failures),
-        is_allowed=bool(found.failures) and _was_allowed(folder),
-        measured=found.measured,
+        figures={},
+        tolerances={},
+        failures=(),
+        is_allowed=_was_allowed(folder),
+        measured=sizes(folder),
         versions=_versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -14,7 +14,7 @@ from export.merge_costs import merge_costs
 from export.proof.logits_file import LogitsFile
 from export.proof.process import OnProgress, ProofAsk
 from export.proof.prompts import BATCH_SIZE, find_questions
-from export.proof.prove import Reference, prove
+from export.proof.prove import Reference, begun, prove
 from export.proof.reference import (
     Answers,
     answer_all,
@@ -29,9 +29,15 @@ OnProof = Callable[[Path, Proof], None]
 
 
 def prove_all(
-    folders: Sequence[Path], ask: ProofAsk, on_progress: OnProgress, on_proof: OnProof
+    folders: Sequence[Path],
+    ask: ProofAsk,
+    on_progress: OnProgress,
+    on_proof: OnProof,
+    on_begun: OnProof = lambda *_: None,
 ) -> None:
     """Each folder gets its ``proof.json``, passed or not, as soon as it is known.
+
+    ``on_begun`` is told what is known when a form's turn comes, for it may end this process.
 
     Raises InvalidInput, InvalidData, NotFound, Corrupt and StorageError.
     """
@@ -52,6 +58,7 @@ def prove_all(
             clock.expect(len(group) * (1 + len(reference.adapted)))
             costs = costs or _merge_costs(reference)
             for folder in group:
+                on_begun(folder, begun(folder, records[folder], reference))
                 proof = prove(folder, records[folder], reference, clock.tell)
                 if records[folder].merge != "none":
                     proof = proof.model_copy(update={"figures": proof.figures | costs})

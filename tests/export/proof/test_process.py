@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -165,8 +166,66 @@ def test_the_last_words_of_a_crash_are_told(
     with pytest.raises(LoraloopError, match=f"{tmp_path} ended with exit code 1: Illegal.*at last"):
         prove_in_fresh_process([tmp_path], ProofAsk(), lambda *_: None)
     fake(monkeypatch, "import os; os.kill(os.getpid(), 9)")
-    with pytest.raises(LoraloopError, match="exit code -9: it said nothing"):
+    with pytest.raises(LoraloopError, match=r"SIGKILL \(out of memory\?\): it said"):
         prove_in_fresh_process([tmp_path], ProofAsk(), lambda *_: None)
+
+
+CRASHING = """
+import json, os, pathlib, sys
+proof = {proof!r}
+for folder in sys.argv[1:]:
+    print(json.dumps({{"event": "begun", "folder": folder, "proof": proof}}), flush=True)
+    if folder.endswith("aborts"):
+        sys.exit("Traceback\\nRuntimeError: node Softmax_7")
+    if folder.endswith("dies"):
+        os.kill(os.getpid(), {signal})
+    pathlib.Path(folder, "tries").open("a").write("x")
+    done = dict(proof, figures={{"max_logit_diff": 0.0}})
+    print(json.dumps({{"event": "proof", "folder": folder, "proof": done}}), flush=True)
+os.kill(os.getpid(), {signal} if folder.endswith("last") else 0)
+"""
+
+
+def test_a_form_that_crashes_its_process_fails_and_the_others_are_proven(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path
+) -> None:
+    """Also when the process dies once all is done, as libraries do when the interpreter ends."""
+    known = begun_of(folder)
+    program = CRASHING.format(proof=known.model_dump(mode="json"), signal=int(signal.SIGSEGV))
+    folders = [tmp_path / name for name in ("one", "dies", "two", "aborts", "last")]
+    for each in folders:
+        each.mkdir()
+    command = [sys.executable, "-c", program]
+    monkeypatch.setattr(
+        "export.proof.process._command", lambda some, _: [*command, *map(str, some)]
+    )
+    proofs = prove_in_fresh_process(folders, ProofAsk(), lambda *_: None)
+    assert [proof.passed for proof in proofs] == [True, False, True, False, True]
+    assert proofs[1].failures[0].startswith("the process that computed it ended with SIGSEGV: it")
+    assert (
+        proofs[3]
+        .failures[0]
+        .endswith("exit code 1: RuntimeError: node Softmax_7; try another form")
+    )
+    assert [read_proof(folders[i]) for i in (1, 3)] == [proofs[1], proofs[3]]
+    for i in (0, 2, 4):
+        assert (folders[i] / "tries").read_text() == "x"
+
+
+def begun_of(folder: Path) -> Proof:
+    """What is told of each form before its own code runs."""
+    told: list[tuple[str, Proof]] = []
+    prove_all(
+        [folder],
+        ProofAsk(),
+        lambda *_: None,
+        lambda _, proof: told.append(("done", proof)),
+        lambda _, proof: told.append(("begun", proof)),
+    )
+    assert [what for what, _ in told] == ["begun", "done"]
+    assert told[0][1].prompts == told[1][1].prompts
+    assert not told[0][1].figures
+    return told[0][1]
 
 
 def test_whoever_is_interrupted_leaves_no_child(
