@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType
 
 from artifacts.safe_write import write_bytes
-from export.forms.form import Options, Workshop
+from export.forms.form import Options, Progress, Workshop
 from export.gguf.lora import write_adapter
 from export.gguf.metadata import add_sizes, architecture, check_model
 from export.gguf.ollama import modelfile
@@ -46,18 +46,21 @@ class Gguf:
 
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         source, progress = workshop.source, workshop.progress
+        chosen = self.write_model(source, folder / MODEL_FILE, progress)
+        write_adapter(folder / ADAPTER_FILE, source)
+        write_bytes(folder / MODELFILE, modelfile(source.base, source.adapter_id).encode())
+        return chosen
+
+    def write_model(self, source: Source, path: Path, progress: Progress) -> dict[str, Any]:
         config = source.base.config
         entries = plan(config, self.kind)
-        writer = GGUFWriter(folder / MODEL_FILE, architecture(config))
+        writer = GGUFWriter(path, architecture(config))
         chosen = self._add_metadata(writer, source)
         for number, name in enumerate(
-            write_tensors(writer, entries, MergedTensors(source), config)
+            write_tensors(writer, entries, MergedTensors(source), config), start=1
         ):
             progress(number, len(entries), name)
         writer.close()
-        write_adapter(folder / ADAPTER_FILE, source)
-        write_bytes(folder / MODELFILE, modelfile(source.base, source.adapter_id).encode())
-        progress(len(entries), len(entries), MODELFILE)
         wider = {e.name: e.kind.name for e in entries if len(e.shape) > 1 and e.kind != self.kind}
         return chosen | ({"wider": wider} if wider else {})
 

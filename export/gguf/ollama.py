@@ -68,9 +68,10 @@ def modelfile(base: Base, adapter_id: str) -> str:
     stops = [base.tokenizer.convert_ids_to_tokens(i) for i in sorted(base.eos_token_ids)]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if '"' not in stop]
     lines += [
-        "# The adapter beside its base instead: convert the base to GGUF, put its file for BASE,",
+        "# The adapter beside its base instead: write the base once, for all of its adapters, with",
+        "#   python -m export.gguf base.gguf --model BASE",
         "# and replace the line FROM above by these two.",
-        "# FROM ./BASE.gguf",
+        "# FROM ./base.gguf",
         "# ADAPTER ./adapter.gguf",
     ]
     return "\n".join(lines) + "\n"

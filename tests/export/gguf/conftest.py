@@ -48,6 +48,7 @@ FAMILIES: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**SIZES, sliding_window=None),
 }
 
+WriteTokenizer = Callable[[Path], object]
 Exported = tuple[Path, dict[str, Any]]
 
 
@@ -64,12 +65,14 @@ def source_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sourc
     return make
 
 
-def make_source(config: PretrainedConfig, folder: Path) -> Source:
+def make_source(
+    config: PretrainedConfig, folder: Path, write_its_tokenizer: WriteTokenizer = write_tokenizer
+) -> Source:
     from peft import LoraConfig, get_peft_model
 
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir()
-    write_tokenizer(base)
+    write_its_tokenizer(base)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     for name, parameter in model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from artifacts.base import open_base
-from artifacts.errors import InvalidInput
+from artifacts.base import load_transformers_model, open_base
+from artifacts.errors import InvalidInput, StorageFull
 from artifacts.exported.transformers_model import load_transformers
 from export.forms.form import Form, Options
 from export.forms.gguf import ADAPTER_FILE, F16, MODEL_FILE, Q4_0, Q8_0
+from export.gguf.__main__ import write_base
 from export.gguf.metadata import check_model
 from export.gguf.tensors import permuted
 from export.source import MergedTensors, Source, merged_model
@@ -177,3 +179,31 @@ def test_the_forecast_is_near_what_is_written(source_of: SourceOf, tmp_path: Pat
     folder, _ = write(Q8_0, source, tmp_path)
     written = sum((folder / name).stat().st_size for name in (MODEL_FILE, ADAPTER_FILE))
     assert Q8_0.num_bytes(source, Options()) == pytest.approx(written, rel=0.1)
+
+
+def test_a_base_alone_is_what_the_adapters_file_goes_onto(
+    source_of: SourceOf, tmp_path: Path
+) -> None:
+    source = source_of("qwen2")
+    write(F16, source, tmp_path)
+    write_base(source.base, tmp_path / MODEL_FILE, lambda *_: None)
+    plain = load_transformers_model(source.base, torch.float32)
+    assert largest_difference(load_transformers(tmp_path), plain) < 4e-3
+    assert largest_difference(load_transformers(tmp_path), merged_model(source)) > 0.1
+    names = [tensor.name for tensor in gguf.GGUFReader(tmp_path / ADAPTER_FILE).tensors]
+    in_base = {tensor.name for tensor in gguf.GGUFReader(tmp_path / MODEL_FILE).tensors}
+    assert {name.rpartition(".lora_")[0] for name in names} <= in_base
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_base_that_cannot_be_written_whole_leaves_the_file_that_was_there(
+    source_of: SourceOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: object, name: str) -> torch.Tensor:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "base.gguf").write_bytes(b"before")
+    monkeypatch.setattr(MergedTensors, "__getitem__", full)
+    with pytest.raises(StorageFull, match=r"base\.gguf"):
+        write_base(source_of("qwen2").base, tmp_path / "base.gguf", lambda *_: None)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]

@@ -46,7 +46,7 @@ def test_the_embedded_bases_modelfile(base: Any) -> None:
         '{{ if and $last (ne .Role "assistant") }}<|assistant|>{{ end }}{{ end }}"""'
     )
     assert lines[3] == 'PARAMETER stop "<|end|>"'
-    assert lines[-2:] == ["# FROM ./BASE.gguf", "# ADAPTER ./adapter.gguf"]
+    assert lines[-2:] == ["# FROM ./base.gguf", "# ADAPTER ./adapter.gguf"]
 
 
 def test_a_default_system_message_is_kept_for_conversations_without_one(base: Any) -> None:
