@@ -53,6 +53,7 @@ def start_live(
         environment = os.environ | {
             "LORALOOP_HOME": str(folder / "home"),
             "LORALOOP_ADAPTER_ROOT": str(tmp_path_factory.getbasetemp()),
+            "LORALOOP_TRAINING_NICENESS": "0",  # idle: after all that other tests compute
             "PYTHONUNBUFFERED": "1",
         }
         with log.open("wb") as output:

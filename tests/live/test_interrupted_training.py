@@ -85,7 +85,7 @@ def test_a_job_goes_on_from_its_checkpoint_after_its_server_is_killed(
 ) -> None:
     def start() -> Forked:
         base = ("--model", str(tiny_base("llama")), "--dtype", "float32")
-        return zygote.start(tmp_path / "home", *base, LORALOOP_TRAINING_NICENESS="0")
+        return zygote.start(tmp_path / "home", *base)
 
     server = start()
     with httpx.Client(base_url=server.wait_ready(), timeout=30) as http:

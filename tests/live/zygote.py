@@ -103,7 +103,11 @@ class Zygote:
         self._num_started += 1
         log = home.parent / f"{home.name}-{self._num_started}.log"
         log.touch()
-        variables = {"LORALOOP_HOME": str(home), **variables}
+        variables = {
+            "LORALOOP_HOME": str(home),
+            "LORALOOP_TRAINING_NICENESS": "0",  # idle: after all that other tests compute
+            **variables,
+        }
         command = {"arguments": arguments, "variables": variables, "log": str(log)}
         pid = self.ask({"start": {**command, "trainer": trainer and str(trainer)}})
         return Forked(self, int(pid), home, log)

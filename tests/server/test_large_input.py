@@ -19,11 +19,11 @@ from tests.server.fakes import FakeEngine
 from tests.server.test_bad_input import CHAT, HELLO, error_of
 
 USER = {"role": "user", "content": "x"}
-STALL_S = 1.0  # of another stream: ten times what it takes, since a test's machine may be busy
+MOST_S = 1.0  # of this process's time on the CPU: what a busy machine takes is not counted
 
 
 class Watch:
-    """Another client's stream, and the longest silence in it."""
+    """Another client's stream, and the most that the process computed between two of its lines."""
 
     def __init__(self, live: Live) -> None:
         self.longest_s = 0.0
@@ -43,9 +43,9 @@ class Watch:
     def _read(self, url: str) -> None:
         body = {**HELLO, "stream": True, "max_tokens": 100_000}
         with httpx.stream("POST", url + CHAT, json=body, timeout=20) as response:
-            last = time.perf_counter()
+            last = time.process_time()
             for _ in response.iter_lines():
-                now = time.perf_counter()
+                now = time.process_time()
                 if self._has_begun.is_set():
                     self.longest_s = max(self.longest_s, now - last)
                 self._has_begun.set()
@@ -101,13 +101,13 @@ def test_a_huge_request_is_refused_at_once_and_stalls_nobody(
     content = f"{content[:-1]}, {extra}}}"
     assert len(content) < 4 * 2**20
     with watch:
-        began = time.perf_counter()
+        began = time.process_time()
         response = client.post(CHAT, content=content, headers={"content-type": "application/json"})
-        took_s = time.perf_counter() - began
+        took_s = time.process_time() - began
     error: dict[str, Any] = error_of(response, 400)
     assert error["param"].startswith(param)
-    assert took_s < 1
-    assert watch.longest_s < STALL_S, watch.longest_s
+    assert took_s < MOST_S
+    assert watch.longest_s < MOST_S, watch.longest_s
 
 
 PART = {"type": "text", "text": "x"}
@@ -125,7 +125,7 @@ def test_what_is_allowed_stalls_nobody_either(
         body = {**HELLO, "messages": ALLOWED[what], "max_tokens": 1}
         response = client.post(CHAT, json=body)
     assert response.status_code == 200
-    assert watch.longest_s < STALL_S, watch.longest_s
+    assert watch.longest_s < MOST_S, watch.longest_s
 
 
 async def test_the_document_is_made_in_a_thread(
