@@ -97,6 +97,13 @@ def run_command(
     keep_head: Annotated[
         bool, typer.Option("--keep-head", help="onnx-int4, -int8: wider embedding and lm_head")
     ] = False,
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="onnx-int4: fit the rounding to texts that the model writes itself; default: do",
+        ),
+    ] = None,
     pt2: Annotated[
         bool | None, typer.Option("--pt2/--no-pt2", help="torchscript: model.pt2 beside it")
     ] = None,
@@ -124,6 +131,7 @@ def run_command(
             "shard_bytes": None if shard_gb is None else _bytes(shard_gb),
             "block_size": block_size,
             "keep_head": keep_head or None,
+            "calibrate": calibrate,
             "pt2": pt2,
         }
         chosen = output or file.output

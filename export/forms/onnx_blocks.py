@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from artifacts.architecture import tensor_shapes
 from artifacts.errors import InvalidInput
 from export.forms.form import Options, Workshop
-from export.graph.blocks import Blocks, quantize
+from export.graph.block_format import Blocks, Quantized
+from export.graph.blocks import Quantizer, quantize
 from export.graph.files import write_graph
 from export.graph.skeleton import EMBEDDING, HEAD, OPSET
 from export.source import MergedTensors, Source
@@ -24,10 +26,10 @@ _SENSITIVE = ("self_attn.v_proj.weight", "self_attn.o_proj.weight")
 class OnnxBlocks:
     """An ``export.forms.form.Form``."""
 
-    options = frozenset({"block_size", "keep_head"})
-
     def __init__(self, bits: int) -> None:
         self._bits = bits
+        own = {"calibrate"} if bits == 4 else set()  # 8 bits lose nothing to speak of
+        self.options = frozenset({"block_size", "keep_head", *own})
 
     def check(self, source: Source, options: Options) -> None:
         for name, shape in tensor_shapes(source.base.config).items():
@@ -42,7 +44,7 @@ class OnnxBlocks:
     def num_bytes(self, source: Source, options: Options) -> int:
         found = 0.0
         for name, shape in tensor_shapes(source.base.config).items():
-            form = self._form(name, options)
+            form = self._form(options, name)
             per_weight = 4.0
             if form is not None and len(shape) == 2:
                 per_weight = form.bits / 8 + 4 / form.size
@@ -50,11 +52,16 @@ class OnnxBlocks:
         return int(found)
 
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
+        source, form_of = workshop.source, partial(self._form, options)
+        given: dict[str, Quantized] = {}
+        if options.calibrate and "calibrate" in self.options:
+            from export.calibration.calibrate import calibrate
+
+            given = calibrate(source, form_of, workshop.progress)
         model = workshop.skeleton(torch.float32)
-        weights = MergedTensors(workshop.source)
-        views = quantize(model, weights, lambda name: self._form(name, options))
+        views = quantize(model, Quantizer(MergedTensors(source), form_of, given))
         write_graph(model, folder, workshop.progress, views)
-        head = self._form(EMBEDDING, options)
+        head = self._form(options, EMBEDDING)
         return {
             "opset": OPSET,
             "weights": f"int{self._bits}",
@@ -63,11 +70,12 @@ class OnnxBlocks:
             "block_size": options.block_size,
             "keep_head": options.keep_head,
             "is_symmetric": True,
+            "is_calibrated": bool(given),
             "activations": "int8",
             "cache": "float32",
         }
 
-    def _form(self, name: str, options: Options) -> Blocks | None:
+    def _form(self, options: Options, name: str) -> Blocks | None:
         """How the weight of that name is stored; None: in float32."""
         bits: int | None = self._bits
         if name in (EMBEDDING, HEAD) and options.keep_head:

@@ -7,13 +7,14 @@ a scale for the whole batch would make it do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
+from export.graph.block_format import Blocks, Quantized
 from export.graph.files import initializer, lazy
 from export.graph.fill import Weights, fill, maker
 from export.graph.linears import Linear, dims, linears
@@ -21,119 +22,60 @@ from export.graph.skeleton import EMBEDDING
 
 _DOMAIN = "com.microsoft"
 _INT8_PRODUCTS = 4  # accuracy_level
-_ROWS = 4096  # searched at a time
-_FACTORS = np.linspace(0.75, 1.1, 10)  # of the scale that keeps a block's largest weight
 
 Views = dict[str, str]
-FormOf = Callable[[str], "Blocks | None"]  # a weight's name → how it is stored; None: in float32
-Quantized = tuple[np.ndarray, np.ndarray]  # [out, blocks, bytes], [out, blocks]
+FormOf = Callable[[str], Blocks | None]  # a weight's name → how it is stored; None: in float32
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """How a weight is stored: ``bits`` 4 or 8, symmetric around zero.
+class Quantizer:
+    """``given``: weights that are quantised already, by name; each other is rounded by itself."""
 
-    ``is_searched``: scales are those of the least squared error instead of the largest weight's.
-    Measured on the embedded base at 4 bits that halves what the embedding costs, and costs more
-    in the layers, whose largest weights matter most.
-    """
+    weights: Weights
+    form_of: FormOf
+    given: Mapping[str, Quantized] = field(default_factory=dict)
 
-    bits: int
-    size: int
-    is_searched: bool = False
+    def parts(self, weight: ir.Value, form: Blocks) -> Callable[[int], np.ndarray]:
+        """Blocks (0) and scales (1); made for the first that is asked for, kept for the second."""
+        name, make = str(weight.name), maker(self.weights, weight)
+        kept: dict[int, np.ndarray] = {}
 
-    def num_blocks(self, in_features: int) -> int:
-        return in_features // self.size
+        def part(index: int) -> np.ndarray:
+            if index not in kept:
+                kept.update(enumerate(self.given.get(name) or form.quantize(make())))
+            return kept.pop(index)
 
-    def quantize(self, weight: np.ndarray) -> Quantized:
-        """Of a weight [out, in] in float32, by ONNX Runtime's own quantizer unless searched."""
-        if self.is_searched:
-            return self._search(weight)
-        from onnxruntime.capi import _pybind_state as native
-
-        function = native.quantize_matmul_4bits if self.bits == 4 else native.quantize_matmul_8bits
-        rows, width = weight.shape
-        blocks = self.num_blocks(width)
-        packed = np.zeros((rows, blocks, self.size * self.bits // 8), np.uint8)
-        scales = np.zeros(rows * blocks, np.float32)
-        unused = np.zeros(rows * ((blocks * self.bits + 7) // 8), np.uint8)
-        turned = np.ascontiguousarray(weight.T)
-        function(packed, turned, scales, unused, self.size, rows, width, True)
-        return packed, scales.reshape(rows, blocks)
-
-    def _search(self, weight: np.ndarray) -> Quantized:
-        parts = [self._search_rows(weight[i : i + _ROWS]) for i in range(0, len(weight), _ROWS)]
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-    def _search_rows(self, weight: np.ndarray) -> Quantized:
-        limit = 1 << self.bits - 1
-        cut = weight.reshape(len(weight), -1, self.size)
-        largest = np.take_along_axis(cut, np.abs(cut).argmax(-1, keepdims=True), -1)
-        largest[largest == 0] = 1.0
-        best, least = np.zeros_like(cut), np.full(largest.shape, np.inf, np.float32)
-        scales = np.ones_like(largest)
-        for factor in _FACTORS:
-            scale = largest * np.float32(-factor / limit)
-            levels = (cut / scale).round().clip(-limit, limit - 1)
-            squares = np.square(levels).sum(-1, keepdims=True).clip(1)  # 0 in a block of zeros
-            scale = (levels * cut).sum(-1, keepdims=True) / squares
-            error = np.square(levels * scale - cut).sum(-1, keepdims=True)
-            is_better = error < least
-            best, least = np.where(is_better, levels, best), np.where(is_better, error, least)
-            scales = np.where(is_better, scale, scales)
-        whole = (best + limit).astype(np.uint8)
-        packed = whole[..., ::2] | whole[..., 1::2] << 4 if self.bits == 4 else whole
-        return packed, scales[:, :, 0].astype(np.float32)
-
-    def dequantize(self, quantized: Quantized) -> np.ndarray:
-        """[out, in] in float32: what the products mean."""
-        packed, scales = quantized
-        values = np.stack([packed & 15, packed >> 4], -1) if self.bits == 4 else packed
-        rows, blocks = scales.shape
-        whole = values.reshape(rows, blocks, self.size).astype(np.float32) - (1 << self.bits - 1)
-        return (whole * scales[:, :, None]).reshape(rows, -1)
+        return part
 
 
-def quantize(model: ir.Model, weights: Weights, form_of: FormOf) -> Views:
+def quantize(model: ir.Model, by: Quantizer) -> Views:
     """Fills a float32 skeleton; returns the views that `write_graph` is to make."""
     graph = model.graph
     model.opset_imports[_DOMAIN] = 1
     for linear in linears(graph):
-        form = form_of(linear.name)
+        form = by.form_of(linear.name)
         if form is not None:
-            _replace_product(graph, linear, _Parts(graph, linear.weight, form, weights))
-    fill(model, weights)
-    head = form_of(EMBEDDING)
-    return {} if head is None else _replace_embedding(graph, head, weights)
+            _replace_product(graph, linear, _Parts(graph, linear.weight, form, by))
+    fill(model, by.weights)
+    head = by.form_of(EMBEDDING)
+    return {} if head is None else _replace_embedding(graph, head, by)
 
 
 class _Parts:
     """The initializers of one weight's blocks and scales, filled when they are written."""
 
-    def __init__(self, graph: ir.Graph, weight: ir.Value, form: Blocks, weights: Weights) -> None:
+    def __init__(self, graph: ir.Graph, weight: ir.Value, form: Blocks, by: Quantizer) -> None:
         self.form = form
         rows, width = dims(weight)
         num_blocks = form.num_blocks(width)
         size = [rows, num_blocks, form.size * form.bits // 8]
-        make = _quantized(maker(weights, weight), form)
+        part = by.parts(weight, form)
         self.packed = initializer(graph, f"{weight.name}.blocks", ir.DataType.UINT8, size)
         self.scales = initializer(
             graph, f"{weight.name}.scales", ir.DataType.FLOAT, [rows, num_blocks]
         )
-        lazy(self.packed, lambda: make(0))
-        lazy(self.scales, lambda: make(1))
-
-
-def _quantized(weight: Callable[[], np.ndarray], form: Blocks) -> Callable[[int], np.ndarray]:
-    """Quantises for the first part that is asked for, and forgets with the second."""
-    kept: dict[int, np.ndarray] = {}
-
-    def part(index: int) -> np.ndarray:
-        if index not in kept:
-            kept.update(enumerate(form.quantize(weight())))
-        return kept.pop(index)
-
-    return part
+        lazy(self.packed, lambda: part(0))
+        lazy(self.scales, lambda: part(1))
 
 
 def _replace_product(graph: ir.Graph, linear: Linear, parts: _Parts) -> None:
@@ -150,14 +92,14 @@ def _replace_product(graph: ir.Graph, linear: Linear, parts: _Parts) -> None:
         graph.initializers.pop(linear.name)
 
 
-def _replace_embedding(graph: ir.Graph, form: Blocks, weights: Weights) -> Views:
+def _replace_embedding(graph: ir.Graph, form: Blocks, by: Quantizer) -> Views:
     """Where it is the head as well, its bytes are the head's, seen without blocks."""
     weight = graph.initializers[EMBEDDING]
     ((lookup, _),) = weight.uses()
     rows, width = dims(weight)
     packed = f"{EMBEDDING}.blocks"
     if packed not in graph.initializers:
-        _Parts(graph, weight, form, weights)
+        _Parts(graph, weight, form, by)
     scales = graph.initializers[f"{EMBEDDING}.scales"]
     table = initializer(
         graph, f"{EMBEDDING}.rows", ir.DataType.UINT8, [rows, width * form.bits // 8]

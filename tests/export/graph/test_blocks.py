@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 
 from artifacts.errors import InvalidInput
 from artifacts.exported.onnx_model import load_onnx
+from export.calibration.calibrate import calibrate
 from export.forms.form import Options, Workshop
 from export.forms.onnx_blocks import INT4, INT8, OnnxBlocks
-from export.graph.blocks import Blocks
+from export.graph.block_format import Blocks
 from export.source import MergedTensors, merged_model
 from tests.export.graph.agreement import expected_logits, logits_of
 
-FORMS = pytest.mark.parametrize(("form", "bits"), [(INT4, 4), (INT8, 8)])
+FORMS = pytest.mark.parametrize("form", [INT4, INT8])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -50,42 +52,62 @@ def write(form: OnnxBlocks, workshop: Workshop, options: Options, folder: Path) 
     return ir.load(folder / "model.onnx")
 
 
-def dequantised_reference(workshop: Workshop, body: int, head: int | None) -> Any:
-    """transformers with the weights that the blocks stand for; None: with those that were there."""
-    model = merged_model(workshop.source)
-    merged = MergedTensors(workshop.source)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            bits = head if "embed_tokens" in name or "lm_head" in name else body
-            if "v_proj" in name or "o_proj" in name:
-                bits = 8
-            if parameter.ndim == 2 and bits is not None:
-                blocks = Blocks(bits, 32, is_searched=bits == 4 and "embed" in name)
-                quantized = blocks.quantize(merged[name].numpy())
-                parameter.copy_(torch.from_numpy(blocks.dequantize(quantized)))
+@torch.no_grad()
+def dequantised_reference(workshop: Workshop, form: OnnxBlocks, options: Options) -> Any:
+    """transformers with the weights that the blocks stand for."""
+    source, form_of = workshop.source, partial(form._form, options)
+    is_calibrated = options.calibrate and form is INT4
+    given = calibrate(source, form_of, lambda *_: None) if is_calibrated else {}
+    model, merged = merged_model(source), MergedTensors(source)
+    for name, parameter in model.named_parameters():
+        blocks = form_of(name)
+        if parameter.ndim == 2 and blocks is not None:
+            quantized = given.get(name) or blocks.quantize(merged[name].numpy())
+            parameter.copy_(torch.from_numpy(blocks.dequantize(quantized)))
     return model
 
 
-@FORMS
-@pytest.mark.parametrize("keep_head", [False, True])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        (INT8, Options(block_size=32)),
+        (INT8, Options(block_size=32, keep_head=True)),
+        (INT4, Options(block_size=32)),
+        (INT4, Options(block_size=32, keep_head=True, calibrate=False)),
+    ],
+)
 def test_the_graph_computes_what_its_dequantised_weights_compute(
-    form: OnnxBlocks, bits: int, keep_head: bool, workshop: Workshop, tmp_path: Path
+    form: OnnxBlocks, options: Options, workshop: Workshop, tmp_path: Path
 ) -> None:
     """But for activations of 8 bits, a hundredth of the logits; a wrong block is far beyond."""
-    write(form, workshop, Options(block_size=32, keep_head=keep_head), tmp_path)
-    wider = 8 if bits == 4 else None
-    reference = dequantised_reference(workshop, bits, wider if keep_head else bits)
+    write(form, workshop, options, tmp_path)
     model = load_onnx(tmp_path, num_threads=1)
     found = torch.cat(logits_of(model))
+    reference = dequantised_reference(workshop, form, options)
     expected = torch.cat(expected_logits(reference, model.shape.vocab_size))
     assert (found - expected).norm() / expected.norm() < 0.02
 
 
+@pytest.mark.parametrize(("form", "keep_head"), [(INT4, False), (INT4, True), (INT8, True)])
+def test_bits_of_each_weight(form: OnnxBlocks, keep_head: bool) -> None:
+    options = Options(keep_head=keep_head)
+
+    def bits(name: str) -> int | None:
+        found = form._form(options, name)
+        return None if found is None else found.bits
+
+    body = 4 if form is INT4 else 8
+    wider = 8 if form is INT4 else None
+    assert bits("model.layers.0.mlp.up_proj.weight") == body
+    assert bits("model.layers.0.self_attn.v_proj.weight") == 8
+    assert bits("model.embed_tokens.weight") == (wider if keep_head else body)
+
+
 @FORMS
 def test_a_tied_embedding_is_stored_once(
-    form: OnnxBlocks, bits: int, workshop: Workshop, tmp_path: Path
+    form: OnnxBlocks, workshop: Workshop, tmp_path: Path
 ) -> None:
-    model = write(form, workshop, Options(block_size=64), tmp_path)
+    model = write(form, workshop, Options(calibrate=False), tmp_path)
     named = model.graph.initializers
     table = named["model.embed_tokens.weight.rows"].const_value
     blocks = named["model.embed_tokens.weight.blocks"].const_value
