@@ -27,7 +27,7 @@ def write_base(base: Base, path: Path, progress: Progress) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
-            F16.write_model(source, temporary, progress)
+            F16.write_model(source, temporary, progress, {})
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

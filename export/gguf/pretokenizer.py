@@ -29,11 +29,15 @@ _CJK = "[一-龥ࠀ-一가-퟿]+"
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Splits one after the other; ``ignores_merges``: a word that is a token is taken whole."""
+    """Splits one after the other; ``ignores_merges``: a word that is a token is taken whole.
+
+    ``but``: where llama.cpp, which has no classes for case, takes the same rule otherwise.
+    """
 
     name: str
     splits: tuple[str, ...]
     ignores_merges: bool = False
+    but: str = ""
 
 
 _RULES = (
@@ -42,7 +46,12 @@ _RULES = (
     _Rule("qwen2", (rf"{_WORD}|\p{{N}}{_END}",)),
     _Rule("llama-bpe", (rf"{_WORD}|\p{{N}}{{1,3}}{_END}",), ignores_merges=True),
     _Rule("smaug-bpe", (rf"{_WORD}|\p{{N}}{{1,3}}{_END}",)),
-    _Rule("tekken", (_CASED,), ignores_merges=True),
+    _Rule(
+        "tekken",
+        (_CASED,),
+        ignores_merges=True,
+        but=" but for combining marks and for capitals inside of words beyond ASCII",
+    ),
     _Rule(
         "deepseek-llm",
         (
@@ -86,7 +95,7 @@ def find_rule(spec: dict[str, Any]) -> tuple[str, str]:
     ignores_merges = bool(spec["model"].get("ignore_merges"))
     for rule in _RULES:
         if rule.splits == splits and rule.ignores_merges == ignores_merges:
-            return rule.name, "the same rule"
+            return rule.name, f"the same rule{rule.but}"
     shared = {rule.name: _num_shared(spec, rule) for rule in _RULES}
     name = max(shared, key=lambda each: shared[each])
     return name, f"the nearest: the same tokens for {shared[name]} of {len(_PROBES)} texts"

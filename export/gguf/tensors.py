@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from artifacts.architecture import head_dim, tensor_shapes
 from artifacts.errors import InvalidInput
 from export.gguf.metadata import FREQUENCIES, architecture, rope_divisors
+from export.block_format import Quantized
 
 BLOCK = 32  # weights of a row that share a scale in Q8_0 and Q4_0
 
@@ -64,10 +65,9 @@ def _kind_of(source: str, shape: tuple[int, ...], kind: Kind, config: Any) -> Ki
 
 
 def write_tensors(
-    writer: GGUFWriter, entries: Iterable[Entry], tensors: Mapping[str, Tensor], config: Any
+    writer: GGUFWriter, entries: Sequence[Entry], content: Callable[[Entry], NDArray[Any]]
 ) -> Iterable[str]:
     """Writes the file; yields each name before its tensor. One is in memory at a time."""
-    entries = list(entries)
     for entry in entries:
         dtype = np.dtype(np.float32)  # `kind` decides; this is only not uint8
         writer.add_tensor_info(entry.name, entry.shape, dtype, entry.num_bytes, entry.kind)
@@ -76,14 +76,20 @@ def write_tensors(
     writer.write_ti_data_to_file()
     for entry in entries:
         yield entry.name
-        writer.write_tensor_data(_content(entry, tensors, config))
+        writer.write_tensor_data(content(entry))
 
 
-def _content(entry: Entry, tensors: Mapping[str, Tensor], config: Any) -> NDArray[Any]:
+def content_of(
+    entry: Entry, tensors: Mapping[str, Tensor], config: Any, given: Mapping[str, Quantized]
+) -> NDArray[Any]:
+    """What the file holds of a tensor. ``given``: those that are in blocks of 4 bits already."""
     if entry.source is None:
         divisors = rope_divisors(config)
         assert divisors is not None
         return divisors.numpy()
+    if entry.source in given:
+        blocks = torch.from_numpy(q4_0(given[entry.source]))
+        return permuted(entry.source, blocks, config).contiguous().numpy()
     weight = permuted(entry.source, tensors[entry.source], config).contiguous().numpy()
     with np.errstate(over="ignore"):
         content: NDArray[Any] = gguf.quants.quantize(weight, entry.kind)
@@ -94,6 +100,15 @@ def _content(entry: Entry, tensors: Mapping[str, Tensor], config: Any) -> NDArra
             param="format",
         )
     return content
+
+
+def q4_0(quantized: Quantized) -> NDArray[np.uint8]:
+    """Rows of bytes: of each block its scale in float16, then weights i and i + 16 in a byte."""
+    packed, scales = quantized
+    levels = np.stack([packed & 15, packed >> 4], -1).reshape(*scales.shape, BLOCK)
+    halves = levels[..., : BLOCK // 2] | levels[..., BLOCK // 2 :] << 4
+    bytes_of_scales = scales.astype(np.float16)[..., None].view(np.uint8)
+    return np.concatenate([bytes_of_scales, halves], -1).reshape(len(scales), -1)
 
 
 def permuted(source: str, weight: Tensor, config: Any) -> Tensor:

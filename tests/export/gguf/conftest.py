@@ -98,9 +98,9 @@ def make_source(
     return open_source(str(adapter), str(base))
 
 
-def write(form: Form, source: Source, folder: Path) -> Exported:
+def write(form: Form, source: Source, folder: Path, **options: Any) -> Exported:
     """As the command does: the base's small files are there first."""
     for path in source.base.path.iterdir():
         if path.suffix != ".safetensors":
             shutil.copy(path, folder)
-    return folder, form.write(Workshop(source, lambda *_: None), Options(), folder)
+    return folder, form.write(Workshop(source, lambda *_: None), Options(**options), folder)

@@ -17,11 +17,13 @@ from transformers import AutoConfig
 from artifacts.base import load_transformers_model, open_base
 from artifacts.errors import InvalidInput, StorageFull
 from artifacts.exported.transformers_model import load_transformers
+from export.calibration.calibrate import calibrate
 from export.forms.form import Form, Options
 from export.forms.gguf import ADAPTER_FILE, F16, MODEL_FILE, Q4_0, Q8_0
 from export.gguf.__main__ import write_base
 from export.gguf.metadata import check_model
 from export.gguf.tensors import permuted
+from export.block_format import Blocks
 from export.source import MergedTensors, Source, merged_model
 from tests.export.gguf.conftest import FAMILIES, LLAMA3, SIZES, make_source, write
 from tests.export.graph.agreement import largest_difference
@@ -42,7 +44,7 @@ def test_the_blocks_are_the_merged_weights_rounded(
     source_of: SourceOf, tmp_path: Path, form: Form, kind: str
 ) -> None:
     source = source_of("llama")
-    folder, settings = write(form, source, tmp_path)
+    folder, settings = write(form, source, tmp_path, calibrate=False)
     assert settings.get("wider", {}) == ({"output.weight": "Q8_0"} if kind == "Q4_0" else {})
     reference = merged_model(source)
     with torch.no_grad():
@@ -51,6 +53,29 @@ def test_the_blocks_are_the_merged_weights_rounded(
                 each = gguf.GGMLQuantizationType["Q8_0" if name == "lm_head.weight" else kind]
                 blocks = gguf.quants.quantize(weight.numpy(), each)
                 weight.copy_(torch.from_numpy(gguf.quants.dequantize(blocks, each)))
+    assert largest_difference(load_transformers(folder), reference) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # rows interleaved or not, head apart or not
+def test_calibrated_blocks_are_in_the_file(
+    source_of: SourceOf, tmp_path: Path, family: str
+) -> None:
+    source, blocks = source_of(family), Blocks(4, 32)
+    folder, settings = write(Q4_0, source, tmp_path)
+    assert settings["is_calibrated"]
+    head = "lm_head.weight" if family == "llama" else "model.embed_tokens.weight"
+    given = calibrate(source, lambda name: None if name == head else blocks, lambda *_: None)
+    reference = merged_model(source)
+    with torch.no_grad():
+        for name, weight in reference.named_parameters():
+            if name in given:
+                packed, scales = given[name]
+                half = scales.astype(np.float16).astype(np.float32)
+                weight.copy_(torch.from_numpy(blocks.dequantize((packed, half))))
+            elif name == head:
+                eight = gguf.GGMLQuantizationType.Q8_0
+                rounded = gguf.quants.quantize(weight.numpy(), eight)
+                weight.copy_(torch.from_numpy(gguf.quants.dequantize(rounded, eight)))
     assert largest_difference(load_transformers(folder), reference) < 1e-5
 
 
