@@ -9,6 +9,10 @@ from artifacts.errors import InvalidInput
 
 SUPPORTED_TYPES = ("llama", "qwen2", "qwen3", "mistral")
 
+# The checkpoint's names of the matrices outside of the layers.
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"  # where it is not the embedding again
+
 # What decides a base's function, besides its tensors. Explicit, so that neither a new default of
 # transformers nor a key such as _name_or_path changes a fingerprint.
 EFFECTIVE_KEYS = (
@@ -129,7 +133,7 @@ def check_tensors(config: Any, shapes: Mapping[str, tuple[int, ...]], source: ob
             )
     for name in sorted(set(shapes) - set(expected)):
         # Frequencies that old checkpoints stored, and a head that is not used when it is tied.
-        if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight":
+        if not name.endswith("rotary_emb.inv_freq") and name != HEAD:
             raise _unsupported(source, f"its weights hold {name}, unknown to {config.model_type}")
 
 
@@ -181,11 +185,11 @@ def tensor_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint by name."""
     hidden, vocab = config.hidden_size, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (vocab, hidden),
+        EMBEDDING: (vocab, hidden),
         "model.norm.weight": (hidden,),
     }
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (vocab, hidden)
+        shapes[HEAD] = (vocab, hidden)
     for index in range(config.num_hidden_layers):
         layer = f"model.layers.{index}."
         shapes[layer + "input_layernorm.weight"] = (hidden,)

@@ -16,13 +16,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from artifacts.architecture import EMBEDDING, HEAD
 from artifacts.base import Checkpoint
 from artifacts.errors import Corrupt, InvalidInput
+from export.block_format import Blocks, Quantized
 from export.calibration.samples import NUM_ROWS, num_tokens, sample_texts
 from export.calibration.solve import Inputs, corrected, quantize
 from export.forms.form import Progress
-from export.graph.block_format import Blocks, Quantized
-from export.graph.skeleton import EMBEDDING, HEAD
 from export.source import Source, merged_model
 
 FormOf = Callable[[str], Blocks | None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.graph.block_format import Blocks, Quantized
+from export.block_format import Blocks, Quantized
 
 _DAMPING = 0.005  # of the mean square of an input, added to each
 _SHRINKAGE = 0.1  # the same, where a weight is changed to answer for others: less is trusted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter, LlamaFileType
 
 from artifacts.safe_write import write_bytes
+from export.block_format import Blocks, Quantized
 from export.forms.form import Options, Progress, Workshop
 from export.gguf.lora import write_adapter
 from export.gguf.metadata import add_sizes, architecture, check_model
 from export.gguf.ollama import modelfile
-from export.gguf.tensors import plan, write_tensors
+from export.gguf.tensors import BLOCK, content_of, plan, write_tensors
 from export.gguf.tokenizer import add_tokenizer, check_tokenizer
 from export.source import MergedTensors, Source
 
@@ -46,23 +48,39 @@ class Gguf:
 
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         source, progress = workshop.source, workshop.progress
-        chosen = self.write_model(source, folder / MODEL_FILE, progress)
+        given = self._calibrate(source, progress) if self._is_calibrated(options) else {}
+        chosen = self.write_model(source, folder / MODEL_FILE, progress, given)
         write_adapter(folder / ADAPTER_FILE, source)
         write_bytes(folder / MODELFILE, modelfile(source.base, source.adapter_id).encode())
         return chosen
 
-    def write_model(self, source: Source, path: Path, progress: Progress) -> dict[str, Any]:
-        config = source.base.config
+    def _is_calibrated(self, options: Options) -> bool:
+        return options.calibrate and "calibrate" in self.options
+
+    def _calibrate(self, source: Source, progress: Progress) -> dict[str, Quantized]:
+        from export.calibration.calibrate import calibrate
+
+        entries = plan(source.base.config, self.kind)
+        ours = {entry.source for entry in entries if entry.kind == Kind.Q4_0}
+        blocks = Blocks(4, BLOCK)
+        return calibrate(source, lambda name: blocks if name in ours else None, progress)
+
+    def write_model(
+        self, source: Source, path: Path, progress: Progress, given: Mapping[str, Quantized]
+    ) -> dict[str, Any]:
+        """``given``: weights that are in blocks already; each other is rounded by itself."""
+        config, tensors = source.base.config, MergedTensors(source)
         entries = plan(config, self.kind)
         writer = GGUFWriter(path, architecture(config))
         chosen = self._add_metadata(writer, source)
         for number, name in enumerate(
-            write_tensors(writer, entries, MergedTensors(source), config), start=1
+            write_tensors(writer, entries, lambda e: content_of(e, tensors, config, given)), start=1
         ):
             progress(number, len(entries), name)
         writer.close()
         wider = {e.name: e.kind.name for e in entries if len(e.shape) > 1 and e.kind != self.kind}
-        return chosen | ({"wider": wider} if wider else {})
+        how = {"is_calibrated": bool(given)} if "calibrate" in self.options else {}
+        return chosen | how | ({"wider": wider} if wider else {})
 
     def _add_metadata(self, writer: GGUFWriter, source: Source) -> dict[str, Any]:
         writer.add_type("model")
@@ -77,4 +95,4 @@ class Gguf:
 
 F16 = Gguf(Kind.F16, LlamaFileType.MOSTLY_F16)
 Q8_0 = Gguf(Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0)
-Q4_0 = Gguf(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0)
+Q4_0 = Gguf(Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, frozenset({"calibrate"}))

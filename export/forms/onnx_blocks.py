@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from artifacts.architecture import tensor_shapes
+from artifacts.architecture import EMBEDDING, HEAD, tensor_shapes
 from artifacts.errors import InvalidInput
+from export.block_format import Blocks, Quantized
 from export.forms.form import Options, Workshop
-from export.graph.block_format import Blocks, Quantized
 from export.graph.blocks import Quantizer, quantize
 from export.graph.files import write_graph
-from export.graph.skeleton import EMBEDDING, HEAD, OPSET
+from export.graph.skeleton import OPSET
 from export.source import MergedTensors, Source
 
 _WIDER = {4: 8, 8: None}  # bits of embedding and lm_head where they are kept wider; None: float32

@@ -15,10 +15,10 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from artifacts.architecture import head_dim, tensor_shapes
+from artifacts.architecture import EMBEDDING, HEAD, head_dim, tensor_shapes
 from artifacts.errors import InvalidInput
-from export.gguf.metadata import FREQUENCIES, architecture, rope_divisors
 from export.block_format import Quantized
+from export.gguf.metadata import FREQUENCIES, architecture, rope_divisors
 
 BLOCK = 32  # weights of a row that share a scale in Q8_0 and Q4_0
 
@@ -60,7 +60,7 @@ def _kind_of(source: str, shape: tuple[int, ...], kind: Kind, config: Any) -> Ki
         return Kind.F32
     if kind == Kind.F16 or shape[1] % BLOCK:
         return Kind.F16
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+    head = EMBEDDING if config.tie_word_embeddings else HEAD
     return Kind.Q8_0 if source == head else kind
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from export.graph.block_format import Blocks, Quantized
+from artifacts.architecture import EMBEDDING
+from export.block_format import Blocks, Quantized
 from export.graph.files import initializer, lazy
 from export.graph.fill import Weights, fill, maker
 from export.graph.linears import Linear, dims, linears
-from export.graph.skeleton import EMBEDDING
 
 _DOMAIN = "com.microsoft"
 _INT8_PRODUCTS = 4  # accuracy_level

@@ -19,12 +19,11 @@ from onnxscript import optimizer
 from onnxscript.rewriter.rules.fusion import _rms_normalization, _rotary_embedding
 from torch import Tensor, nn
 
+from artifacts.architecture import EMBEDDING, HEAD
 from artifacts.exported.graph import INPUT_NAMES
 from artifacts.exported.slab import ATTENTION, SlabDecoder
 
 OPSET = 23  # the first with RMSNormalization and RotaryEmbedding
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
 _PREFIX = "model."  # SlabDecoder's name for the model
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch._dynamo")
 

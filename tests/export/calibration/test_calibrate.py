@@ -13,10 +13,10 @@ import torch
 
 from artifacts.base import load_transformers_model, open_base
 from artifacts.errors import Corrupt, InvalidInput
+from export.block_format import Blocks, Quantized
 from export.calibration import samples
 from export.calibration.calibrate import calibrate
 from export.calibration.samples import num_tokens, sample_texts
-from export.graph.block_format import Blocks, Quantized
 from export.source import MergedTensors, Source, merged_model, open_source
 from tests.export.families import random_adapter, tiny_shape
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from export.block_format import Blocks
 from export.calibration.solve import Inputs, corrected, quantize
-from export.graph.block_format import Blocks
 
 FORM = Blocks(4, 16)
 

@@ -17,13 +17,13 @@ from transformers import AutoConfig
 from artifacts.base import load_transformers_model, open_base
 from artifacts.errors import InvalidInput, StorageFull
 from artifacts.exported.transformers_model import load_transformers
+from export.block_format import Blocks
 from export.calibration.calibrate import calibrate
 from export.forms.form import Form, Options
 from export.forms.gguf import ADAPTER_FILE, F16, MODEL_FILE, Q4_0, Q8_0
 from export.gguf.__main__ import write_base
 from export.gguf.metadata import check_model
 from export.gguf.tensors import permuted
-from export.block_format import Blocks
 from export.source import MergedTensors, Source, merged_model
 from tests.export.gguf.conftest import FAMILIES, LLAMA3, SIZES, make_source, write
 from tests.export.graph.agreement import largest_difference

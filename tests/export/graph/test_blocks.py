@@ -13,10 +13,10 @@ import torch
 
 from artifacts.errors import InvalidInput
 from artifacts.exported.onnx_model import load_onnx
+from export.block_format import Blocks
 from export.calibration.calibrate import calibrate
 from export.forms.form import Options, Workshop
 from export.forms.onnx_blocks import INT4, INT8, OnnxBlocks
-from export.graph.block_format import Blocks
 from export.source import MergedTensors, merged_model
 from tests.export.graph.agreement import expected_logits, logits_of
 
