@@ -98,7 +98,10 @@ def find_rule(spec: dict[str, Any]) -> tuple[str, str]:
             return rule.name, f"the same rule{rule.but}"
     shared = {rule.name: _num_shared(spec, rule) for rule in _RULES}
     name = max(shared, key=lambda each: shared[each])
-    return name, f"the nearest: the same tokens for {shared[name]} of {len(_PROBES)} texts"
+    return name, (
+        f"the nearest: the same tokens for {shared[name]} of {len(_PROBES)} texts, others than the "
+        "model was trained on for the rest"
+    )
 
 
 def _splits(pre: dict[str, Any] | None) -> tuple[str, ...] | None:

