@@ -46,9 +46,11 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard server/engine/amx/*.[ch])
 demo: setup
 	$(BIN)/loraloop demo $(if $(DATA),--data '$(DATA)')
 
-# One thread per process: the tests' models are tiny, and servers and trainers run beside them.
+# One thread per process: the tests' models are tiny, and servers and trainers run beside them. All of
+# the tests are shared out by file to two processes; what ARGS chooses runs in one.
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest \
+		$(or $(ARGS),--numprocesses 2 --dist loadfile --no-loadscope-reorder)
 
 run: setup
 	$(BIN)/loraloop serve $(ARGS)
