@@ -112,6 +112,42 @@ class Greedy:
         self.num_equal_answers += int((is_same | ~is_answer).all(1).sum())
 
 
+@dataclass(slots=True)
+class Effect:
+    """How much of what the adapter changes the export changes too.
+
+    The slope of (export - base) on (adapter - base), over all logits of all tokens: 1 where the
+    adapter is whole, 0 where it is missing. Rounding has little to do with the adapter and bends it
+    little, unless it outweighs the adapter: then the slope says nothing and is not told.
+    """
+
+    num_tokens: int = 0
+    sum_kl: float = 0.0
+    sum_both: float = 0.0
+    sum_own: float = 0.0
+    sum_found: float = 0.0
+
+    def add(self, base: Tensor, reference: Tensor, found: Tensor) -> None:
+        """All [num_tokens, vocab_size]."""
+        own, changed = reference - base, found - base
+        own -= own.mean(1, keepdim=True)  # what all logits share changes no answer
+        changed -= changed.mean(1, keepdim=True)
+        self.num_tokens += len(base)
+        self.sum_kl += float(kl(reference, base).sum(dtype=torch.float64))
+        self.sum_both += float((own * changed).sum(dtype=torch.float64))
+        self.sum_own += float((own * own).sum(dtype=torch.float64))
+        self.sum_found += float((changed * changed).sum(dtype=torch.float64))
+
+    def figures(self) -> dict[str, float]:
+        if not self.sum_own:
+            return {}
+        found = {"adapter_kl": self.sum_kl / self.num_tokens}
+        rest = self.sum_found - self.sum_both**2 / self.sum_own
+        if rest < self.sum_own:
+            found["adapter_effect_change_percent"] = 100 * (self.sum_both / self.sum_own - 1)
+        return found
+
+
 def kl(reference: Tensor, found: Tensor) -> Tensor:
     """Kullback-Leibler divergence of each token's distribution, nats [num_tokens]."""
     before, after = reference.log_softmax(1), found.log_softmax(1)
@@ -122,9 +158,15 @@ class Comparison:
     """One export, or one export with one adapter, against the answers of its reference."""
 
     def __init__(
-        self, model: ExportedModel, file: LogitsFile, adapter: AdapterInputs | None = None
+        self,
+        model: ExportedModel,
+        file: LogitsFile,
+        adapter: AdapterInputs | None = None,
+        base_first: Sequence[Sequence[int]] = (),
     ) -> None:
+        """``base_first``: where the rows' logits without an adapter begin; empty: not compared."""
         self._model, self._file, self._adapter = model, file, adapter
+        self._base_first, self._effect = base_first, Effect()
         self._prefill, self._decode, self._reread = Differences(), Differences(), Differences()
         self._perplexity, self._greedy = Perplexity(), Greedy()
 
@@ -133,13 +175,13 @@ class Comparison:
         where the rows go on at places of their own."""
         has_replies = any(len(r.token_ids) > r.num_prompt for each in batches for r in each.rows)
         for i, answers in enumerate(batches):
-            self._read(answers, has_replies)
+            self._read(answers, has_replies, self._base_first[i] if self._base_first else ())
             self._answer(answers, "right" if i % 2 else "left")
             self._reread_answer(answers)
             tell("comparing")
         return self._figures()
 
-    def _read(self, answers: Answers, has_replies: bool) -> None:
+    def _read(self, answers: Answers, has_replies: bool, base_first: Sequence[int]) -> None:
         """Whole rows in chunks: the logits of every token."""
         rows = [row.token_ids for row in answers.rows]
         stream = Stream(self._model, rows, adapter=self._adapter)
@@ -153,6 +195,9 @@ class Comparison:
                 reference = self._file.read(answers.first[i] + begin, stop - begin)
                 found = logits[i, places[0] - start : places[1] - start]
                 is_whole = self._prefill.add(reference, found)
+                if base_first:
+                    base = self._file.read(base_first[i] + begin, stop - begin)
+                    self._effect.add(base[is_whole], reference[is_whole], found[is_whole])
                 # A token is judged by the logits before it.
                 known = row.num_prompt if has_replies else 1
                 targets = torch.tensor(row.token_ids[begin + 1 : stop + 1])
@@ -224,5 +269,6 @@ class Comparison:
             "max_kl": max(prefill.max_kl, decode.max_kl),
             "decode_kl_factor": max(once, steps) / min(once, steps),
             "top1_agreement": prefill.num_same / prefill.num_tokens,
+            **self._effect.figures(),
             **found,
         }

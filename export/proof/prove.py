@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,13 +28,17 @@ _LIBRARIES = ("torch", "transformers", "peft", "onnxruntime", "bitsandbytes", "g
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """``plain``: the base without the adapter, where an export can be run without it too."""
+    """``plain``: the base without the adapter, where an export can be run without it too.
+
+    ``base_first``: of each batch, where the logits of its rows by the base alone begin.
+    """
 
     source: Source
     questions: Questions
     file: LogitsFile
     adapted: list[Answers]
     plain: list[Answers]
+    base_first: Sequence[Sequence[int]] = ()
 
 
 @dataclass(slots=True)
@@ -114,7 +118,8 @@ def compare(
     model: ExportedModel, reference: Reference, adapter: AdapterInputs | None, tell: Tell
 ) -> dict[str, float]:
     """With its adapter, and, as ``base_…``, without where it takes any."""
-    figures = Comparison(model, reference.file, adapter).run(reference.adapted, tell)
+    comparison = Comparison(model, reference.file, adapter, reference.base_first)
+    figures = comparison.run(reference.adapted, tell)
     if model.takes_adapters:
         plain = Comparison(model, reference.file).run(reference.plain, lambda _: None)
         figures |= {f"base_{key}": value for key, value in plain.items()}

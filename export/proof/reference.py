@@ -43,9 +43,10 @@ class Answers:
         return [row.token_ids[: row.num_prompt] for row in self.rows]
 
 
-def num_vectors(questions: Questions) -> int:
-    """Logits that the answers to ``questions`` take."""
-    return sum(len(row.token_ids) + _STEPS for row in questions.rows)
+def num_vectors(questions: Questions, *, has_plain: bool) -> int:
+    """Logits of the adapter's answers and of the base's: all of these, or of its rows alone."""
+    num_tokens = sum(len(row.token_ids) for row in questions.rows)
+    return 2 * num_tokens + (1 + has_plain) * _STEPS * len(questions.rows)
 
 
 def check_memory(source: Source) -> None:
@@ -85,14 +86,31 @@ def answer_all(
     model: Any, questions: Questions, ends: frozenset[int], file: LogitsFile, tell: Tell
 ) -> list[Answers]:
     """Batches of ragged rows, padded on the left. Raises Corrupt where a logit is not finite."""
-    rows = questions.rows
-    batches = [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
     answers = []
-    for batch in batches:
+    for batch in _batches(questions):
         first = file.reserve(sum(len(row.token_ids) + _STEPS for row in batch))
         answers.append(_answer(model, batch, ends, file, first))
         tell("reference")
     return answers
+
+
+@torch.no_grad()
+def read_all(model: Any, questions: Questions, file: LogitsFile, tell: Tell) -> list[list[int]]:
+    """The rows alone, batch by batch: where the logits of each begin. Raises as `answer_all`."""
+    firsts = []
+    for batch in _batches(questions):
+        rows = [row.token_ids for row in batch]
+        first = file.reserve(sum(map(len, rows)))
+        *starts, _ = accumulate(map(len, rows), initial=first)
+        _read_rows(model, rows, starts, file)
+        firsts.append(starts)
+        tell("reference")
+    return firsts
+
+
+def _batches(questions: Questions) -> list[tuple[HeldOutRow, ...]]:
+    rows = questions.rows
+    return [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
 
 
 def _answer(

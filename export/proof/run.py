@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
-from artifacts.errors import InvalidInput
+from artifacts.errors import InvalidInput, NotFound
+from artifacts.exported.formats import Format
 from artifacts.exported.record import ExportRecord, check_files, read_record
 from export.merge_costs import merge_costs
 from export.proof.logits_file import LogitsFile
@@ -16,11 +17,11 @@ from export.proof.process import OnProgress, ProofAsk
 from export.proof.prompts import BATCH_SIZE, find_questions
 from export.proof.prove import Reference, begun, prove
 from export.proof.reference import (
-    Answers,
     answer_all,
     check_memory,
     load_reference,
     num_vectors,
+    read_all,
 )
 from export.proof.report import Proof, write_proof
 from export.source import MergeChoice, Source, open_source
@@ -66,6 +67,20 @@ def prove_all(
                 on_proof(folder, proof)
 
 
+def check_before(source: Source, ask: ProofAsk, forms: Sequence[Format]) -> int:
+    """Bytes that the proofs of exports in these forms will keep on the disk for a while.
+
+    Raises now what would end them before the first is examined: InvalidInput, InvalidData, NotFound
+    and Corrupt for prompts that cannot be used, InvalidInput for too little memory.
+    """
+    questions = find_questions(source, ask.prompts, ask.max_prompts)
+    check_memory(source)
+    by_merge = {source.merge if form.is_merged else "original" for form in forms}
+    plain = ["onnx-adapters" in {form.name for form in forms}, *[False] * (len(by_merge) - 1)]
+    num = sum(num_vectors(questions, has_plain=has_plain) for has_plain in plain)
+    return 4 * int(source.base.config.vocab_size) * num
+
+
 def _merge_costs(reference: Reference) -> dict[str, float]:
     """Of either way to merge what was trained on a quantised base, whichever was taken."""
     if reference.source.quantization == "none" or find_spec("bitsandbytes") is None:
@@ -102,27 +117,37 @@ def _reference(
     clock: _Clock,
 ) -> Reference:
     """Base and adapter found, checked, loaded, asked, and dropped again."""
-    record = records[0]
-    source = open_source(
-        ask.adapter or record.adapter_source, ask.base or record.base_source, merge
-    )
+    source = _source(records[0], ask, merge)
     for each in records:
         _check_identity(each, source)
     questions = find_questions(source, ask.prompts, ask.max_prompts)
     check_memory(source)
     has_plain = any(each.format == "onnx-adapters" for each in records)
-    num = num_vectors(questions)
-    clock.expect((1 + has_plain) * -(-len(questions.rows) // BATCH_SIZE))
+    clock.expect(2 * -(-len(questions.rows) // BATCH_SIZE))
     model = load_reference(source)
     ends = source.base.eos_token_ids
-    file = file_in(source.base.config.vocab_size, num * (1 + has_plain))
+    file = file_in(source.base.config.vocab_size, num_vectors(questions, has_plain=has_plain))
     tell = clock.tell
     adapted = answer_all(model, questions, ends, file, tell)
-    plain: list[Answers] = []
-    if has_plain:
-        with model.disable_adapter():
-            plain = answer_all(model, questions, ends, file, tell)
-    return Reference(source, questions, file, adapted, plain)
+    with model.disable_adapter():
+        plain = answer_all(model, questions, ends, file, tell) if has_plain else []
+        firsts = [answers.first for answers in plain] or read_all(model, questions, file, tell)
+    return Reference(source, questions, file, adapted, plain, firsts)
+
+
+def _source(record: ExportRecord, ask: ProofAsk, merge: MergeChoice) -> Source:
+    """As asked for, or else as the record says, which holds on the machine that exported."""
+    try:
+        return open_source(
+            ask.adapter or record.adapter_source, ask.base or record.base_source, merge
+        )
+    except NotFound as error:
+        if ask.adapter is not None and ask.base is not None:
+            raise
+        raise NotFound(
+            f"{error}; the export was made of {record.adapter_id} and {record.base_id}: say where "
+            "they are with --adapter and --model"
+        ) from error
 
 
 def _check_identity(record: ExportRecord, source: Source) -> None:

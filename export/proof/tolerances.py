@@ -8,6 +8,8 @@
 - Quantised forms are judged by what they cost: perplexity within 3 %. That is taken in prefill
   alone, so decode steps are held to it: the same answers, read at once, are as far from the
   reference. A cache or a position that goes wrong changes one of the two distances.
+- Perplexity alone would let a weak adapter go: half of it, or twice, may be less than 3 %. So what
+  the adapter changes is held to 30 %, where that is more than rounding changes.
 
 Perplexity counts in both directions. An export is a copy: one that is 3 % better on these rows has
 changed as much as one that is 3 % worse, and on other rows the change may go the other way. A
@@ -70,7 +72,13 @@ _DECODE = Tolerance(
     "at most",
     "the factor between the divergence of decode steps and that of the same tokens read at once",
 )
-_QUANTIZED = (*_ALWAYS, _perplexity(3.0), _DECODE)
+_EFFECT = Tolerance(
+    "adapter_effect_change_percent",
+    30.0,
+    "within ±",
+    "the change of the adapter's effect in percent",
+)
+_QUANTIZED = (*_ALWAYS, _perplexity(3.0), _DECODE, _EFFECT)
 
 _REMEDIES = {
     "onnx-int4": "try --keep-head or a smaller --block-size",

@@ -17,7 +17,7 @@ from artifacts.heldout import HeldOutRow
 from export.proof.logits_file import LogitsFile
 from export.proof.prompts import find_questions
 from export.proof.prove import Reference
-from export.proof.reference import answer_all, load_reference, num_vectors
+from export.proof.reference import answer_all, load_reference, num_vectors, read_all
 from export.source import Source, open_source
 from tests.training.conftest import write_tokenizer
 
@@ -36,7 +36,7 @@ def reference_of(source: Source, folder: Path, prompts: Path | None = None) -> I
     ]
     questions = replace(asked, rows=tuple(rows[::2] + rows[1::2]))
     vocab_size = source.base.config.vocab_size
-    with LogitsFile(folder, vocab_size, num_vectors(questions)) as file:
+    with LogitsFile(folder, vocab_size, num_vectors(questions, has_plain=False)) as file:
         model, ends = load_reference(source), source.base.eos_token_ids
         answers = [
             replace(
@@ -44,7 +44,9 @@ def reference_of(source: Source, folder: Path, prompts: Path | None = None) -> I
             )
             for each in answer_all(model, questions, ends, file, lambda _: None)
         ]
-        yield Reference(source, questions, file, answers, [])
+        with model.disable_adapter():
+            firsts = read_all(model, questions, file, lambda _: None)
+        yield Reference(source, questions, file, answers, [], firsts)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from artifacts.exported.formats import FORMATS
 from export.proof.prove import Reference, compare, judged
 from export.proof.tolerances import judge, tolerances_of
 from tests.export.proof.candidates import changed
+from tests.export.proof.test_faults import updated
 
 FIGURES = {"num_not_finite": 0.0, "decode_kl_factor": 1.0}
 
@@ -28,6 +29,7 @@ FIGURES = {"num_not_finite": 0.0, "decode_kl_factor": 1.0}
         ("onnx-int4", "bfloat16", "perplexity_change_percent", 3.0, 3.01),
         ("nf4", "float32", "perplexity_change_percent", -3.0, -3.01),
         ("int8", "float32", "decode_kl_factor", 1.5, 1.51),
+        ("onnx-int8", "float32", "adapter_effect_change_percent", -30, -30.1),
         ("gguf-q4_0", "float32", "num_not_finite", 0, 1),
         ("onnx-int8", "float32", "num_texts_tokenized_otherwise", 0, 1),
     ],
@@ -92,3 +94,27 @@ def test_near_ties_do_not_count_as_disagreement(llama: Reference) -> None:
     figures = compare(changed(llama, change), llama, None, lambda _: None)
     assert figures["max_logit_diff"] > 0
     assert judged("onnx", llama.source, figures)[1] == []
+
+
+@pytest.mark.parametrize("share", [1, 0.5, 2, 0])
+def test_a_weak_adapter_is_whole_or_refused(share: float, embedded: Reference) -> None:
+    """Half of it, twice or nothing of it costs less perplexity than a quantised form may."""
+
+    def change(model: Any) -> None:
+        updated(embedded, lambda pair: share * pair.scaling * pair.b @ pair.a)(model)
+        noise(0.005)(model)
+
+    figures = compare(changed(embedded, change), embedded, None, lambda _: None)
+    assert abs(figures["perplexity_change_percent"]) < 3
+    assert figures["adapter_effect_change_percent"] == pytest.approx(100 * (share - 1), abs=20)
+    _, failures = judged("onnx-int4", embedded.source, figures)
+    if share == 1:
+        assert failures == []
+    else:
+        assert failures[0].startswith("the change of the adapter's effect in percent is ")
+
+
+def test_rounding_that_outweighs_the_adapter_leaves_nothing_to_judge(embedded: Reference) -> None:
+    figures = compare(changed(embedded, noise(0.02)), embedded, None, lambda _: None)
+    assert figures["adapter_kl"] < figures["prefill_kl"]
+    assert "adapter_effect_change_percent" not in figures
