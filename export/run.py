@@ -84,8 +84,9 @@ class _Job:
 def export_forms(asked: Asked, progress: Progress) -> list[Exported]:
     """Writes what is not there yet, in the order of ``asked.formats``.
 
-    Raises NotFound, InvalidInput, AdapterRejected for another base or template, Conflict for an
-    output that is something else, Corrupt and StorageError; then there is no new output.
+    Raises NotFound, InvalidInput, InvalidData for prompts that cannot be used, AdapterRejected for
+    another base or template, Conflict for an output that is something else, Corrupt and
+    StorageError; then there is no new output.
     """
     jobs = _jobs(asked)
     source = open_source(asked.adapter, asked.base, asked.merge)
@@ -149,9 +150,9 @@ def _is_there(job: _Job, source: Source) -> bool:
 
 
 def _kept(job: _Job, asked: Asked, progress: Progress) -> Exported:
-    """What is there already, proven now if it was not."""
+    """What is there already, proven now if it was not, or not on these prompts."""
     proof = read_proof(job.output)
-    if proof is None and asked.is_verified:
+    if asked.is_verified and (proof is None or asked.prompts is not None):
         [proof] = prove_in_fresh_process([job.output], _ask(asked), progress)
         _settle(job.output, proof, asked)
     if proof is not None and not proof.passed and not asked.allow_unverified:
@@ -165,12 +166,13 @@ def _kept(job: _Job, asked: Asked, progress: Progress) -> Exported:
 def _make(jobs: Sequence[_Job], source: Source, asked: Asked, progress: Progress) -> list[Exported]:
     output = asked.output.expanduser().resolve()
     prefix = f".{output.name}.part-"
+    num_proof_bytes = _check_proof(jobs, source, asked) if asked.is_verified else 0
     with storage_errors(output), ExitStack() as stack:
         with _usable(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             clear_scratch(output.parent, prefix)  # of exports that were killed
             scratch = stack.enter_context(scratch_folder(output.parent, prefix))
-        _check_space(jobs, source, scratch)
+        _check_space(jobs, source, scratch, num_proof_bytes)
         workshop = Workshop(source, progress)
         for job in jobs:
             _write(job, workshop, scratch / job.name)
@@ -280,12 +282,20 @@ def _publish(folder: Path, output: Path) -> None:
         raise Conflict(f"{output} was made by somebody else meanwhile; nothing changed") from error
 
 
-def _check_space(jobs: Sequence[_Job], source: Source, scratch: Path) -> None:
-    wanted = sum(job.form.num_bytes(source, job.options) for job in jobs)
+def _check_proof(jobs: Sequence[_Job], source: Source, asked: Asked) -> int:
+    """Bytes on the disk. What would end every proof is no reason to lose hours of work first."""
+    from export.proof.run import check_before
+
+    return check_before(source, _ask(asked), [FORMATS[job.name] for job in jobs])
+
+
+def _check_space(jobs: Sequence[_Job], source: Source, scratch: Path, num_proof_bytes: int) -> None:
+    wanted = sum(job.form.num_bytes(source, job.options) for job in jobs) + num_proof_bytes
     free = shutil.disk_usage(scratch).free
     if free < wanted:
         raise StorageFull(
-            f"{', '.join(job.name for job in jobs)} take about {wanted / MB:,.0f} MB, "
+            f"{', '.join(job.name for job in jobs)} take about {wanted / MB:,.0f} MB"
+            f"{' with their proof' if num_proof_bytes else ''}, "
             f"{jobs[0].output.parent} has {free / MB:,.0f} MB free; free some, or choose an output "
             "on another disk"
         )

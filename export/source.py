@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from artifacts.database import Database
-from artifacts.errors import InvalidInput, InvalidName
+from artifacts.errors import InvalidInput, InvalidName, NotFound
 from artifacts.home import Home
 from artifacts.manifest import ManifestDraft, read_manifest
 from artifacts.names import parse_ref
@@ -32,7 +32,7 @@ class Source:
     base: Base
     base_source: str | None  # as it was asked for
     adapter_id: str
-    adapter_source: str
+    adapter_source: str  # opens the same again
     folder: Path  # of the adapter
     weights: LoraWeights
     manifest: ManifestDraft | None
@@ -74,8 +74,9 @@ def open_source(adapter: str, base: str | None = None, merge: MergeChoice | None
     check_adapter(weights, linear_shapes(opened.config), max_rank=MAX_RANK)
     if manifest is not None:
         check_manifest(manifest, opened, weights)
-    # Folders by their whole path: a proof may be asked for from elsewhere.
-    asked = str(folder) if Path(adapter).expanduser().is_dir() else adapter
+    # Folders by their whole path, names by their version: a proof may be asked for from elsewhere,
+    # and later, when the name means a newer one.
+    asked = str(folder) if Path(adapter).expanduser().is_dir() else adapter_id
     where = None if base is None else str(opened.path) if Path(base).expanduser().exists() else base
     source = Source(opened, where, adapter_id, asked, folder, weights, manifest, "original")
     return _with_merge(source, merge)
@@ -101,9 +102,8 @@ def _locate(adapter: str) -> tuple[str, Path, ManifestDraft | None]:
     try:
         ref = parse_ref(adapter)
     except InvalidName as error:
-        raise InvalidInput(
-            f"{adapter!r} is neither a folder here nor an adapter such as name@3; {error}",
-            param="adapter",
+        raise NotFound(
+            f"{adapter!r} is neither a folder here nor an adapter such as name@3; {error}"
         ) from error
     home = Home.open()
     database = Database(home.database_url)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifacts.errors import Corrupt
+from artifacts.errors import Corrupt, NotFound
 from artifacts.manifest import CARD_FILE
 from artifacts.safe_write import sha256_file
 
@@ -36,7 +36,7 @@ class ExportRecord(BaseModel):
     format: str
     adapter_id: str  # support@3, or the PEFT folder's name
     adapter_hash: str
-    adapter_source: str  # as it was asked for
+    adapter_source: str  # the adapter's id, or its folder's whole path
     base_id: str
     base_fingerprint: str
     base_source: str | None  # as it was asked for; None: the embedded one
@@ -60,8 +60,13 @@ def is_export(folder: Path) -> bool:
 
 
 def read_record(folder: Path) -> ExportRecord:
-    """Raises Corrupt where the folder has no readable record."""
+    """Raises NotFound where the folder has no record, Corrupt where it cannot be read."""
     path = folder / RECORD_FILE
+    if not path.is_file():
+        raise NotFound(
+            f"{folder} is no export: it has no {RECORD_FILE}; give a folder that `loraloop export` "
+            "wrote"
+        )
     try:
         return ExportRecord.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:

@@ -13,7 +13,15 @@ import pytest
 
 from artifacts.adapter import read_adapter
 from artifacts.base import open_base
-from artifacts.errors import AdapterRejected, Conflict, Corrupt, InvalidInput, StorageFull
+from artifacts.errors import (
+    AdapterRejected,
+    Conflict,
+    Corrupt,
+    InvalidData,
+    InvalidInput,
+    NotFound,
+    StorageFull,
+)
 from artifacts.exported.record import read_record
 from export import run
 from export.forms.form import Options, Workshop
@@ -197,6 +205,34 @@ def test_what_was_never_verified_is_verified_when_asked_again(ask: Any, prover: 
     assert "was not verified" not in (second.folder / "README.md").read_text()
 
 
+def test_prompts_that_were_given_are_what_it_is_proven_on(
+    ask: Any, form: FakeForm, prover: Prover, tmp_path: Path
+) -> None:
+    """Also where the export is there, proven on others; bad ones are named before any work."""
+    given = tmp_path / "rows.jsonl"
+    given.write_text('{"text": 5}\n')
+    with pytest.raises(InvalidData, match=r"rows.jsonl:1: \"text\" is no string"):
+        ask("onnx", prompts=given)
+    assert form.num_writes == 0
+    ask("onnx")
+    given.write_text('{"text": "a"}\n')
+    [again] = ask("onnx", prompts=given)
+    assert (again.state, len(prover.asked), form.num_writes) == ("unchanged", 2, 1)
+
+
+def test_a_proof_that_does_not_fit_is_refused_before_work(
+    ask: Any, form: FakeForm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Little:
+        available = 1e6
+
+    monkeypatch.setattr("psutil.virtual_memory", Little)
+    with pytest.raises(InvalidInput, match="GB of memory"):
+        ask("onnx")
+    assert form.num_writes == 0
+    ask("onnx", is_verified=False)
+
+
 def test_a_full_disk_is_seen_before_and_on_the_way(
     ask: Any, form: FakeForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +241,7 @@ def test_a_full_disk_is_seen_before_and_on_the_way(
         ask("onnx")
     assert not (tmp_path / "out").exists()
     form.wanted_bytes = 10**18
-    with pytest.raises(StorageFull, match=r"take about 1,000,000,000,000 MB"):
+    with pytest.raises(StorageFull, match=r"take about 1,000,000,000,006 MB with their proof"):
         ask("onnx")
     assert form.num_writes == 1
 
@@ -302,7 +338,7 @@ def test_a_base_that_is_an_export_is_refused(ask: Any, tmp_path: Path) -> None:
 
 def test_unknown_adapters_are_named(tiny_base: Path, tmp_path: Path, form: FakeForm) -> None:
     asked = Asked("No Name", tmp_path / "out", ("onnx",), str(tiny_base))
-    with pytest.raises(InvalidInput, match="neither a folder"):
+    with pytest.raises(NotFound, match="neither a folder"):
         export_forms(asked, lambda *_: None)
 
 

@@ -84,5 +84,7 @@ def test_what_cannot_be_measured_says_why(exported: list[Asked], tmp_path: Path)
         bench_forms(BenchAsked("a@1", rounds=0), lambda *_: None)
     with pytest.raises(InvalidInput, match="adapter is no model"):
         bench_forms(BenchAsked("a@1", ("adapter",)), lambda *_: None)
-    with pytest.raises(Corrupt, match=r"could not be measured: error: .*no readable record"):
+    with pytest.raises(
+        Corrupt, match=r"could not be measured: error: .* is no export: it has no export.json"
+    ):
         measure_in_process(tmp_path, None)

@@ -53,7 +53,9 @@ def test_a_version_brings_its_own_card_and_the_licence_of_its_base(
     registry = Registry(home, Database(home.database_url))
     registry.publish("shop", shutil.copytree(adapter, tmp_path / "copy"), draft)
     (home.adapters / "shop" / "1" / "heldout.jsonl").write_text("customers' words")
-    written = write(open_source("shop@1", str(base)), tmp_path / "out")
+    source = open_source("shop", str(base))
+    assert source.adapter_source == "shop@1", "what the name means today"
+    written = write(source, tmp_path / "out")
     licences = {"LICENSE", "LICENCE-MODEL.txt", "NOTICE", "USE_POLICY.md"}
     assert written == {
         "adapter_config.json", "adapter_model.safetensors", "README.md", *licences
