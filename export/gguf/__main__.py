@@ -10,6 +10,7 @@ import typer
 
 from artifacts.adapter import LoraWeights
 from artifacts.base import Base, open_base
+from artifacts.errors import InvalidInput
 from artifacts.storage import storage_errors
 from export.cli import one_line_errors, progress_bar
 from export.forms.form import Options, Progress
@@ -27,10 +28,16 @@ def write_base(base: Base, path: Path, progress: Progress) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             F16.write_model(source, temporary, progress, {})
             temporary.replace(path)
+    except OSError as error:  # not the disk's fault: a folder is there, or a file where one must be
+        raise InvalidInput(
+            f"{path} cannot be written ({error.strerror}); name another file", param="output"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
 def main(

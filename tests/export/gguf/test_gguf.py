@@ -232,3 +232,11 @@ def test_a_base_that_cannot_be_written_whole_leaves_the_file_that_was_there(
     with pytest.raises(StorageFull, match=r"base\.gguf"):
         write_base(source_of("qwen2").base, tmp_path / "base.gguf", lambda *_: None)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_an_output_that_can_be_no_file_is_said(source_of: SourceOf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path, tmp_path / "file" / "base.gguf"):
+        with pytest.raises(InvalidInput, match=r"cannot be written .* name another file"):
+            write_base(source_of("qwen2").base, path, lambda *_: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
