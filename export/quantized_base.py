@@ -58,16 +58,25 @@ def quantize_nf4(weight: Tensor, *, is_double: bool) -> tuple[Tensor, Any]:
 
     flat = weight.reshape(-1).split(_PIECE)
     pieces = [functional.quantize_4bit(each, quant_type="nf4") for each in flat]
-    state = pieces[0][1]
+    absmax = torch.cat([each.absmax for _, each in pieces])
+    state = nf4_state(absmax, weight.dtype, is_double=is_double)
     state.shape = weight.shape
-    state.absmax = torch.cat([each.absmax for _, each in pieces])
+    return torch.cat([packed for packed, _ in pieces]), state
+
+
+def nf4_state(absmax: Tensor, dtype: torch.dtype, *, is_double: bool) -> Any:
+    """bitsandbytes' record of blocks with these scales; its ``shape`` is left to the caller."""
+    from bitsandbytes import functional
+
+    _, state = functional.quantize_4bit(torch.zeros(64, dtype=dtype), quant_type="nf4")
+    state.absmax = absmax
     if is_double:
-        state.offset = state.absmax.mean()
+        state.offset = absmax.mean()
         state.absmax, state.state2 = functional.quantize_blockwise(
-            state.absmax - state.offset, blocksize=_SCALE_BLOCK
+            absmax - state.offset, blocksize=_SCALE_BLOCK
         )
         state.nested = True
-    return torch.cat([packed for packed, _ in pieces]), state
+    return state
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from artifacts.architecture import EMBEDDING, HEAD
 from artifacts.base import Checkpoint
 from artifacts.errors import Corrupt, InvalidInput
-from export.block_format import Blocks, Quantized
+from export.block_format import BlockFormat, Quantized
 from export.calibration.samples import NUM_ROWS, num_tokens, sample_texts
 from export.calibration.solve import Inputs, corrected, quantize
 from export.forms.form import Progress
 from export.source import Source, merged_model
 
-FormOf = Callable[[str], Blocks | None]
+FormOf = Callable[[str], BlockFormat | None]
 Options = dict[str, Any]  # what the model gives a layer beside hidden states, for one batch
 _ROWS = 8  # that run at once
 # Weights of a layer by the order in which they are used; those of a group read the same input.
@@ -120,7 +120,7 @@ class _Calibration:
         weight = self._model.model.embed_tokens.weight
         if form is None:
             return
-        if head_gram is None or form.bits == 8:
+        if head_gram is None:
             quantized = form.quantize(weight.numpy())
         else:
             lookup = _LOOKUP * head_gram.diagonal().mean() * torch.eye(len(head_gram))
@@ -148,11 +148,10 @@ class _Calibration:
             return
         weight = linear.get_parameter("weight")
         wanted = corrected(weight, inputs)
-        fine = form.bits == 8
-        quantized = form.quantize(wanted.numpy()) if fine else quantize(wanted, inputs.gram, form)
+        quantized = quantize(wanted, inputs.gram, form)
         self._put(name, weight, quantized, form)
 
-    def _put(self, name: str, weight: Tensor, quantized: Quantized, form: Blocks) -> None:
+    def _put(self, name: str, weight: Tensor, quantized: Quantized, form: BlockFormat) -> None:
         self._found[name] = quantized
         weight.copy_(torch.from_numpy(form.dequantize(quantized)))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.block_format import Blocks, Quantized
+from export.block_format import BlockFormat, Quantized
 
 _DAMPING = 0.005  # of the mean square of an input, added to each
 _SHRINKAGE = 0.1  # the same, where a weight is changed to answer for others: less is trusted
@@ -35,23 +35,23 @@ def corrected(weight: Tensor, inputs: Inputs) -> Tensor:
     return weight + change
 
 
-def quantize(weight: Tensor, gram: Tensor, form: Blocks) -> Quantized:
+def quantize(weight: Tensor, gram: Tensor, form: BlockFormat) -> Quantized:
     """Of a weight [out, in] in float32; ``gram`` as in `Inputs`, on any scale."""
     gram = _damped(gram, _DAMPING)
     importance = gram.diagonal()
     _, found = form.search(weight.numpy(), importance.numpy())
     found[found == 0] = 1.0  # a block of zeros
-    scales = torch.from_numpy(found)
+    scales = torch.from_numpy(form.stored(found))
     order = importance.argsort(descending=True)  # while there are columns left to make good
     factor = _cholesky(gram[order][:, order], 0.0)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
     each = scales.repeat_interleave(form.size, 1)[:, order]
     levels = torch.empty_like(weight)
-    levels[:, order] = _round(weight[:, order], each, inverse, form.limit)
-    return form.pack(levels.numpy()), scales.numpy()
+    levels[:, order] = _round(weight[:, order], each, inverse, form)
+    return form.pack(levels.numpy()), found
 
 
-def _round(weight: Tensor, scales: Tensor, inverse: Tensor, limit: int) -> Tensor:
+def _round(weight: Tensor, scales: Tensor, inverse: Tensor, form: BlockFormat) -> Tensor:
     """Levels; ``inverse``: the upper Cholesky factor of the inverse Gram matrix."""
     weight, levels = weight.clone(), torch.empty_like(weight)
     width = weight.shape[1]
@@ -60,7 +60,7 @@ def _round(weight: Tensor, scales: Tensor, inverse: Tensor, limit: int) -> Tenso
         errors = torch.empty_like(weight[:, start:end])
         for i in range(start, end):
             scale = scales[:, i]
-            levels[:, i] = (weight[:, i] / scale).round().clamp(-limit, limit - 1)
+            levels[:, i] = torch.from_numpy(form.nearest((weight[:, i] / scale).numpy()))
             error = (weight[:, i] - levels[:, i] * scale) / inverse[i, i]
             weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
             errors[:, i - start] = error

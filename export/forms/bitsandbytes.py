@@ -1,14 +1,15 @@
 """bitsandbytes' 4-bit nf4 and 8-bit int8: folders that plain ``from_pretrained`` loads again.
 
-Bit for bit what bitsandbytes makes of the merged model, but one weight at a time, where
-transformers would have the whole model in memory. Only the decoder's linear layers are quantised,
-as in training and serving; embedding, lm_head, norms and biases stay 16-bit.
+int8, and nf4 that is not calibrated, are bit for bit what bitsandbytes makes of the merged model,
+but one weight at a time, where transformers would have the whole model in memory. Only the
+decoder's linear layers are quantised, as in training and serving; embedding, lm_head, norms and
+biases stay 16-bit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,22 +20,23 @@ from torch import Tensor
 from artifacts.architecture import linear_shapes
 from artifacts.base import CONFIG_FILE, Checkpoint
 from artifacts.safe_write import write_json
+from export.block_format import Quantized
 from export.forms.form import Options, Workshop
+from export.forms.nf4_format import Nf4Blocks, nf4_tensors
 from export.forms.shards import write_shards
 from export.quantized_base import quantize_int8, quantize_nf4
 from export.source import MergedTensors, Source
 
-NF4_BLOCK = 64  # weights that share a scale, bitsandbytes' default
 _WIDE = ["lm_head"]
 
 
 class BitsAndBytes:
     """An ``export.forms.form.Form``."""
 
-    options = frozenset({"shard_bytes"})
-
     def __init__(self, kind: Literal["nf4", "int8"]) -> None:
         self._kind = kind
+        own = {"calibrate"} if kind == "nf4" else set()
+        self.options = frozenset({"shard_bytes", *own})
 
     def check(self, source: Source, options: Options) -> None:
         pass  # every base that opens has linear layers of plain shapes
@@ -50,7 +52,10 @@ class BitsAndBytes:
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         source = workshop.source
         dtype = wide_dtype(source)
-        num_files = write_shards(folder, self._tensors(workshop, dtype), options.shard_bytes)
+        is_calibrated = options.calibrate and "calibrate" in self.options
+        given = _calibrate(workshop) if is_calibrated else {}
+        tensors = self._tensors(workshop, dtype, given)
+        num_files = write_shards(folder, tensors, options.shard_bytes)
         _write_config(source, folder, dtype, self._quantization(dtype))
         settings: dict[str, Any] = {
             "num_files": num_files,
@@ -58,10 +63,13 @@ class BitsAndBytes:
             "lm_head": str(dtype).removeprefix("torch."),
         }
         if self._kind == "nf4":
-            return settings | {"block_size": NF4_BLOCK, "double_quantization": True}
+            nf4 = {"block_size": Nf4Blocks.size, "double_quantization": True}
+            return settings | nf4 | {"is_calibrated": is_calibrated}
         return settings | {"outlier_threshold": 6.0}
 
-    def _tensors(self, workshop: Workshop, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    def _tensors(
+        self, workshop: Workshop, dtype: torch.dtype, given: Mapping[str, Quantized]
+    ) -> Iterator[dict[str, Tensor]]:
         merged = MergedTensors(workshop.source)
         linears = {f"{module}.weight" for module in linear_shapes(workshop.source.base.config)}
         for number, name in enumerate(merged):
@@ -69,6 +77,8 @@ class BitsAndBytes:
             weight = merged.stored(name).to(dtype)
             if name not in linears:
                 yield {name: weight}
+            elif name in given:
+                yield _named(name, *nf4_tensors(given[name], weight.shape, dtype))
             elif self._kind == "nf4":
                 yield _nf4(name, weight)
             else:
@@ -97,9 +107,22 @@ def wide_dtype(source: Source) -> torch.dtype:
     return own if own in (torch.float16, torch.bfloat16) else torch.bfloat16
 
 
+def _calibrate(workshop: Workshop) -> dict[str, Quantized]:
+    """All but weights whose rows do not fill their blocks, which are rounded by themselves."""
+    from export.calibration.calibrate import calibrate
+
+    blocks, shapes = Nf4Blocks(), linear_shapes(workshop.source.base.config)
+    ours = {f"{module}.weight" for module, (_, width) in shapes.items() if not width % blocks.size}
+    form_of = {name: blocks for name in ours}.get
+    return calibrate(workshop.source, form_of, workshop.progress)
+
+
 def _nf4(name: str, weight: Tensor) -> dict[str, Tensor]:
     packed, state = quantize_nf4(weight, is_double=True)
-    parts = state.as_dict(packed=True)
+    return _named(name, packed, state.as_dict(packed=True))
+
+
+def _named(name: str, packed: Tensor, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: packed, **{f"{name}.{key}": tensor for key, tensor in parts.items()}}
 
 

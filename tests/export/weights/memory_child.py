@@ -26,7 +26,7 @@ def main() -> None:
         sys.stdin.readline()
         source = open_source(adapter, base)
         folder = Path(output) / name
-        write_form(FORMS[name], source, folder, shard_bytes=int(shard_bytes))
+        write_form(FORMS[name], source, folder, shard_bytes=int(shard_bytes), calibrate=False)
     print("done", flush=True)
 
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional
 from safetensors.torch import load_file
 
+from artifacts.architecture import linear_shapes
+from export.calibration.calibrate import calibrate
 from export.forms.bitsandbytes import INT8, NF4
 from export.forms.form import Options
 from export.forms.merged import MERGED
-from export.source import open_source
+from export.forms.nf4_format import Nf4Blocks, nf4_tensors
+from export.source import MergedTensors, open_source
 from tests.export.weights.conftest import write_form
 
 ROW = torch.arange(3, 60)[None]
@@ -54,7 +58,7 @@ def test_bitsandbytes_itself_writes_the_same_bytes(
     adapter = request.getfixturevalue("adapter" if which == "tiny" else "qwen2_adapter")
     source = open_source(str(adapter), str(base))
     form = FORMS[kind]
-    settings = write_form(form, source, tmp_path / kind, shard_bytes=30_000)
+    settings = write_form(form, source, tmp_path / kind, shard_bytes=30_000, calibrate=False)
     assert settings["embedding"] == settings["lm_head"] == "bfloat16"
     write_form(MERGED, source, tmp_path / "merged")
     whole = load(
@@ -91,3 +95,39 @@ def test_plain_from_pretrained_loads_it(
     off = (logits - merged).abs().mean()
     assert off < 0.5 * (plain - merged).abs().mean()
     assert off > 0
+
+
+def test_calibrated_nf4_is_read_as_it_was_meant(
+    tiny_base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Rows of 96 inputs do not fill blocks of 64: those weights are bitsandbytes' own."""
+    source, blocks = open_source(str(adapter), str(tiny_base)), Nf4Blocks()
+    assert write_form(NF4, source, tmp_path / "nf4")["is_calibrated"]
+    shapes = linear_shapes(source.base.config)
+    ours = {f"{name}.weight" for name, (_, width) in shapes.items() if width % 64 == 0}
+    given = calibrate(source, lambda name: blocks if name in ours else None, lambda *_: None)
+    assert given.keys() == ours
+    assert len(ours) == (6 if source.base.config.intermediate_size % 64 else 7) * 2
+    model, merged = load(tmp_path / "nf4"), MergedTensors(source)
+    for module in shapes:
+        name = f"{module}.weight"
+        weight = model.get_parameter(name)
+        read = functional.dequantize_4bit(weight.data, weight.quant_state).float()
+        if name in ours:
+            wanted = torch.from_numpy(blocks.dequantize(given[name])).to(torch.bfloat16).float()
+            assert (read - wanted).abs().max() <= 0.01 * wanted.abs().max(), name
+        assert (read - merged[name]).norm() < 0.3 * merged[name].norm()
+
+
+def test_blocks_of_nf4_mean_what_bitsandbytes_makes_of_them() -> None:
+    weight = torch.randn(6, 128)
+    blocks = Nf4Blocks()
+    packed, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    found = torch.from_numpy(blocks.dequantize(blocks.quantize(weight.numpy())))
+    assert torch.allclose(found, functional.dequantize_4bit(packed, state), atol=1e-6)
+    levels, scales = blocks.search(weight.numpy())
+    searched = torch.from_numpy(blocks.dequantize((blocks.pack(levels), scales)))
+    assert (searched - weight).norm() < (found - weight).norm()
+    bytes_, parts = nf4_tensors((blocks.pack(levels), scales), weight.shape, torch.float32)
+    state = functional.QuantState.from_dict(parts, device=torch.device("cpu"))
+    assert torch.allclose(functional.dequantize_4bit(bytes_, state), searched, atol=1e-6)

@@ -1,4 +1,7 @@
-"""What an export holds in memory is a file of its output and a layer, however large the base is."""
+"""What an export holds in memory is a file of its output and a layer, however large the base is.
+
+But for a calibration, which has the whole model.
+"""
 
 from __future__ import annotations
 
