@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ROWS = 4096  # searched at a time
+_PIECE = 1 << 17  # weights that are searched at a time: they fit a cache
 _FACTORS = np.linspace(
     0.6, 1.1, 21, dtype=np.float32
 )  # of the scale that keeps a block's largest weight
@@ -56,9 +56,10 @@ class BlockFormat(ABC):
         """
         counts = np.ones(weight.shape[1], np.float32) if importance is None else importance
         counts = counts.reshape(1, -1, self.size)
+        step = max(1, _PIECE // weight.shape[1])
         parts = [
-            self._search_rows(weight[start : start + _ROWS], counts)
-            for start in range(0, len(weight), _ROWS)
+            self._search_rows(weight[start : start + step], counts)
+            for start in range(0, len(weight), step)
         ]
         levels, scales = zip(*parts, strict=True)
         return np.concatenate(levels), np.concatenate(scales)

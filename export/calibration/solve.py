@@ -45,26 +45,26 @@ def quantize(weight: Tensor, gram: Tensor, form: BlockFormat) -> Quantized:
     order = importance.argsort(descending=True)  # while there are columns left to make good
     factor = _cholesky(gram[order][:, order], 0.0)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(factor), upper=True)
-    each = scales.repeat_interleave(form.size, 1)[:, order]
+    each = scales.repeat_interleave(form.size, 1)
     levels = torch.empty_like(weight)
-    levels[:, order] = _round(weight[:, order], each, inverse, form)
+    levels[:, order] = _round(weight.T[order], each.T[order], inverse, form).T
     return form.pack(levels.numpy()), found
 
 
-def _round(weight: Tensor, scales: Tensor, inverse: Tensor, form: BlockFormat) -> Tensor:
-    """Levels; ``inverse``: the upper Cholesky factor of the inverse Gram matrix."""
-    weight, levels = weight.clone(), torch.empty_like(weight)
-    width = weight.shape[1]
-    for start in range(0, width, _COLUMNS):
-        end = min(start + _COLUMNS, width)
-        errors = torch.empty_like(weight[:, start:end])
+def _round(columns: Tensor, scales: Tensor, inverse: Tensor, form: BlockFormat) -> Tensor:
+    """Levels [in, out] of a weight's columns, in their order; all of them contiguous.
+
+    ``inverse``: the upper Cholesky factor of the inverse Gram matrix.
+    """
+    levels = torch.empty_like(columns)
+    for start in range(0, len(columns), _COLUMNS):
+        end = min(start + _COLUMNS, len(columns))
+        errors = torch.empty_like(columns[start:end])
         for i in range(start, end):
-            scale = scales[:, i]
-            levels[:, i] = torch.from_numpy(form.nearest((weight[:, i] / scale).numpy()))
-            error = (weight[:, i] - levels[:, i] * scale) / inverse[i, i]
-            weight[:, i + 1 : end] -= torch.outer(error, inverse[i, i + 1 : end])
-            errors[:, i - start] = error
-        weight[:, end:] -= errors @ inverse[start:end, end:]
+            levels[i] = torch.from_numpy(form.nearest((columns[i] / scales[i]).numpy()))
+            errors[i - start] = (columns[i] - levels[i] * scales[i]) / inverse[i, i]
+            columns[i + 1 : end] -= torch.outer(inverse[i, i + 1 : end], errors[i - start])
+        columns[end:] -= inverse[start:end, end:].T @ errors
     return levels
 
 
