@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from artifacts.base import EMBEDDED_BASE
 from export.forms.form import Options, Workshop
 from export.source import open_source
-from tests.export.families import Family, random_adapter, run_command
 from tests.training.conftest import tiny_base
 
 __all__ = ["tiny_base"]
@@ -62,21 +58,3 @@ def float32_graph(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("graphs")
     FLOAT32.write(workshop, Options(), folder)
     return folder / "model.onnx"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def embedded_family(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Family | None]:
-    """Every form of the embedded base, by the real command, which works beside the other tests.
-
-    None where no test of this session wants it.
-    """
-    if not any("test_all_forms" in item.nodeid for item in request.session.items):
-        yield None
-        return
-    root = tmp_path_factory.mktemp("embedded")
-    adapter = random_adapter(EMBEDDED_BASE, root / "adapter")
-    with ThreadPoolExecutor(1) as pool:
-        command = pool.submit(run_command, EMBEDDED_BASE, adapter, root / "out")
-        yield Family(EMBEDDED_BASE, adapter, root / "out", command.result)

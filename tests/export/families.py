@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 
+from artifacts.base import EMBEDDED_BASE
 from artifacts.exported.formats import FORMATS
 from export import run
 from export.proof.process import ProofAsk
@@ -109,3 +110,11 @@ def tiny_family(name: str, root: Path, names: tuple[str, ...] = ()) -> Family:
     adapter, out = random_adapter(base, root / name / "adapter"), root / name / "out"
     make = cache(lambda: run_here(base, adapter, out, names))
     return Family(base, adapter, out, make)
+
+
+def embedded_family(root: Path) -> Family:
+    """Every form of the embedded base, by the command."""
+    out = root / "embedded/out"
+    adapter = random_adapter(EMBEDDED_BASE, root / "embedded/adapter")
+    make = cache(lambda: run_command(EMBEDDED_BASE, adapter, out))
+    return Family(EMBEDDED_BASE, adapter, out, make)

@@ -1,8 +1,8 @@
-"""Every form through the real command, proven in its fresh process, and served.
+"""Every form of every family, exported, proven on what lies on the disk, and served.
 
-The embedded base in every form; tiny Llama, Qwen2 and Qwen3 shapes in the forms that differ most by
-family, made and proven in this process, and in every form where there is time (slow). Random
-adapters, so what is asserted of a quantised form is that its proof decided by its figures.
+The embedded base through the real command, with its proof in a fresh process; tiny Llama, Qwen2 and
+Qwen3 shapes in this one (through the command: slow). Random adapters, so what is asserted of a
+quantised form is that its proof decided by its figures.
 """
 
 from __future__ import annotations
@@ -24,14 +24,10 @@ from server.app import create_app
 from server.assembly import build_server
 from server.engine.load import answer_decoder
 from server.settings import Settings
-from tests.export.families import Family, run_command, tiny_family
+from tests.export.families import Family, embedded_family, run_command, tiny_family
 from tests.server.conftest import serving
 
-TINY = {  # every form at least once
-    "llama": ("torchscript", "gguf-q8_0", "nf4"),
-    "qwen2": ("adapter", "merged", "onnx-int4", "onnx-adapters", "gguf"),
-    "qwen3": ("onnx", "onnx-int8", "int8", "gguf-q4_0"),
-}
+TINY = ("llama", "qwen2", "qwen3")
 EXACT = ("adapter", "merged", "onnx", "onnx-adapters", "torchscript")  # in float32
 ASK: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Where is my order 4711?"}],
@@ -41,20 +37,15 @@ ASK: dict[str, Any] = {
 }
 
 
-CASES: list[tuple[str, str]] = [
-    *((family, name) for family, names in TINY.items() for name in names),
-    *(("embedded", name) for name in FORMATS),  # made meanwhile
-]
+CASES = [(family, name) for family in ("embedded", *TINY) for name in FORMATS]
 SERVED = [(family, name) for family, name in CASES if FORMATS[name].is_servable]
 
 
 @pytest.fixture(scope="module")
-def families(
-    embedded_family: Family, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Family]:
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
     root = tmp_path_factory.mktemp("families")
-    tiny = {name: tiny_family(name, root, names) for name, names in TINY.items()}
-    return {**tiny, "embedded": embedded_family}
+    tiny = {name: tiny_family(name, root, tuple(FORMATS)) for name in TINY}
+    return {"embedded": embedded_family(root), **tiny}
 
 
 @pytest.mark.timeout(300)
