@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import typer
 
 from artifacts.errors import LoraloopError
+from artifacts.exported.record import read_record
 from export.bench.run import BenchAsked, bench_forms
 from export.bench.table import markdown, verdicts
 from export.forms.form import Progress
@@ -24,6 +25,8 @@ def export_and_tell(asked: Asked) -> None:
         done = export_forms(asked, progress)
     for exported in done:
         typer.echo(_line(exported))
+        if exported.state != "refused":
+            _warn(exported)
     refused = [each for each in done if each.state == "refused"]
     for each in refused:
         assert each.proof is not None
@@ -64,6 +67,17 @@ def _line(exported: Exported) -> str:
     else:
         found = f"FAILED: {proof.failures[0]}"
     return f"{exported.format}: {exported.state}, {found}: {exported.folder}"
+
+
+def _warn(exported: Exported) -> None:
+    """Of what the proof cannot see, which gives tokens to the model and not texts."""
+    settings = read_record(exported.folder).settings
+    if str(settings.get("pre_tokenizer_is")).startswith("the nearest"):
+        typer.echo(
+            f"warning: {exported.format}: llama.cpp knows no rule that splits text as this base's "
+            f"tokenizer does; {settings['pre_tokenizer']} is {settings['pre_tokenizer_is']}",
+            err=True,
+        )
 
 
 @contextmanager

@@ -12,9 +12,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from artifacts.base import EMBEDDED_BASE
+from export.cli import export_and_tell
 from export.gguf import pretokenizer
 from export.gguf.pretokenizer import find_rule
 from export.gguf.tokenizer import vocabulary
+from export.run import Asked
+from tests.export.families import random_adapter
 from tests.export.gguf.conftest import FAMILIES, make_source, write
 
 RULES = {rule.name: rule for rule in pretokenizer._RULES}
@@ -120,3 +123,14 @@ def test_special_ids_template_and_bos_are_in_the_file(tmp_path: Path) -> None:
     assert said["ggml.add_bos_token"] is False  # the template says it; plain text gets none
     assert len(said["ggml.tokens"]) == 267
     assert settings == {"pre_tokenizer": "gpt-2", "pre_tokenizer_is": "the same rule"}
+
+
+def test_the_command_warns_of_what_llama_cpp_splits_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = random_adapter(EMBEDDED_BASE, tmp_path / "adapter")
+    export_and_tell(Asked(str(adapter), tmp_path / "out", ("gguf",), is_verified=False))
+    said = capsys.readouterr()
+    assert "gguf: written, not verified" in said.out
+    assert "warning: gguf: llama.cpp knows no rule" in said.err
+    assert "gpt-2 is the nearest: the same tokens for 1" in said.err
