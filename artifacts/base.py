@@ -45,8 +45,13 @@ class Base:
     template_hash: str | None  # None: no chat template, completions only
     eos_token_ids: frozenset[int]
     context_length: int  # tokens
-    export: ExportRecord | None = None  # where `loraloop export` wrote the folder
-    proof: Verdict | None = None  # of the export
+    record: ExportRecord | None = None  # where `loraloop export` wrote the folder
+    proof: Verdict | None = None  # of what it wrote
+
+    @property
+    def export(self) -> ExportRecord | None:
+        """None also for a merged export, which is a base like any other."""
+        return self.record if self.record is not None and not _is_plain(self.record) else None
 
     @property
     def takes_adapters(self) -> bool:
@@ -78,17 +83,17 @@ def open_base(folder_or_hub_id: str | Path | None = None) -> Base:
         id=EMBEDDED_ID if path == EMBEDDED_BASE else path_id(folder_or_hub_id, path),
         config=config,
         tokenizer=tokenizer,
-        fingerprint=_fingerprint(config, path) if record is None else _known_fingerprint(record),
+        fingerprint=_fingerprint_of(config, path, record),
         template_hash=template_hash(tokenizer),
         eos_token_ids=_eos_token_ids(path, config, tokenizer),
         context_length=int(config.max_position_embeddings),
-        export=record,
+        record=record,
         proof=None if record is None else read_verdict(path, record),
     )
 
 
 def _read_export(path: Path) -> ExportRecord | None:
-    """The record of an export, None for a base like any other, which a merged one is too.
+    """The record of an export, None for a folder that none wrote.
 
     Raises InvalidInput for a form that nothing here runs, Corrupt for files that are not whole.
     """
@@ -98,10 +103,14 @@ def _read_export(path: Path) -> ExportRecord | None:
     form = format_named(record.format)
     if not form.is_servable:
         raise InvalidInput(f"{path} is no base: {_who_runs(form, path)}", param="model")
-    if form.runtime == "engine":
-        return None
-    check_files(path, record, is_hashed=False)
+    if not _is_plain(record):
+        check_files(path, record, is_hashed=False)
     return record
+
+
+def _is_plain(record: ExportRecord) -> bool:
+    """Whether what was written are weights as any base has them: those of form ``merged``."""
+    return format_named(record.format).runtime == "engine"
 
 
 def _who_runs(form: Format, path: Path) -> str:
@@ -120,8 +129,10 @@ def _is_quantized(record: ExportRecord | None) -> bool:
     return record is not None and format_named(record.format).runtime == "transformers"
 
 
-def _known_fingerprint(record: ExportRecord) -> str:
+def _fingerprint_of(config: Any, path: Path, record: ExportRecord | None) -> str:
     """Adapters fit a graph that has none inside as they fit the base that it was made from."""
+    if record is None or _is_plain(record):
+        return _fingerprint(config, path)
     is_merged = format_named(record.format).is_merged
     return record.fingerprint if is_merged else record.base_fingerprint
 

@@ -16,7 +16,7 @@ log = logging.getLogger("loraloop.server")
 
 def export_facts(base: Base) -> dict[str, dict[str, str]]:
     """``{"export": …}`` for listings, nothing for a base like any other."""
-    record = base.export
+    record = base.record
     if record is None or base.proof is None:
         return {}
     made_of = {"adapter": record.adapter_id, "base": record.base_id}

@@ -20,7 +20,7 @@ from artifacts.architecture import EMBEDDING, HEAD
 from artifacts.base import Checkpoint
 from artifacts.errors import Corrupt, InvalidInput
 from export.block_format import BlockFormat, Quantized
-from export.calibration.samples import NUM_ROWS, num_tokens, sample_texts
+from export.calibration.samples import NUM_ROWS, num_tokens, opening, sample_texts
 from export.calibration.solve import Inputs, corrected, quantize
 from export.forms.form import Progress
 from export.source import Source, merged_model
@@ -43,10 +43,9 @@ _LOOKUP = 0.25
 def calibrate(source: Source, form_of: FormOf, progress: Progress) -> dict[str, Quantized]:
     """Every weight that ``form_of`` wants in blocks, by name. Loads the whole model in float32.
 
-    Raises InvalidInput where there is no memory for that, and as `sample_texts` does; Corrupt for
-    weights that compute no numbers.
+    Raises as `check_calibration` does, and Corrupt for weights that compute no numbers.
     """
-    check_memory(source)
+    check_calibration(source)
     length = num_tokens(source.base)
     total = length + source.base.config.num_hidden_layers
     model = merged_model(source)
@@ -58,7 +57,9 @@ def calibrate(source: Source, form_of: FormOf, progress: Progress) -> dict[str, 
     )
 
 
-def check_memory(source: Source) -> None:
+def check_calibration(source: Source) -> None:
+    """Raises InvalidInput where there is no memory for it, or nothing for a text to begin with."""
+    opening(source.base)
     config = source.base.config
     weights = sum(tensor.numel() for tensor in Checkpoint(source.base).values())
     wide = 5 * config.hidden_size + config.intermediate_size

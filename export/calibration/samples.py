@@ -26,10 +26,9 @@ _SEED = 0
 def sample_texts(model: Any, base: Base, tell: Callable[[int], None]) -> Tensor:
     """Token ids [`NUM_ROWS`, `NUM_TOKENS` or the context], drawn at temperature 1 and one seed.
 
-    ``tell`` hears how many tokens each row has. Raises InvalidInput for a base that has neither
-    chat template nor BOS or EOS to begin with.
+    ``tell`` hears how many tokens each row has. Raises as `opening` does.
     """
-    start = _opening(base)
+    start = opening(base)
     draw = torch.Generator().manual_seed(_SEED)
     ids = torch.tensor(start).repeat(NUM_ROWS, 1)
     new, cache = ids, None
@@ -48,7 +47,11 @@ def num_tokens(base: Base) -> int:
     return min(NUM_TOKENS, base.context_length)
 
 
-def _opening(base: Base) -> list[int]:
+def opening(base: Base) -> list[int]:
+    """What stands before a user's words; BOS or EOS for a base without a chat template.
+
+    Raises InvalidInput for one that has none of them.
+    """
     tokenizer = base.tokenizer
     if base.template_hash is not None:
         text = ChatRenderer(tokenizer).render_text([{"role": "user", "content": _MARK}])

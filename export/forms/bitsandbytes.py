@@ -21,6 +21,7 @@ from artifacts.architecture import linear_shapes
 from artifacts.base import CONFIG_FILE, Checkpoint
 from artifacts.safe_write import write_json
 from export.block_format import Quantized
+from export.calibration.calibrate import calibrate, check_calibration
 from export.forms.form import Options, Workshop
 from export.forms.nf4_format import Nf4Blocks, nf4_tensors
 from export.forms.shards import write_shards
@@ -39,7 +40,11 @@ class BitsAndBytes:
         self.options = frozenset({"shard_bytes", *own})
 
     def check(self, source: Source, options: Options) -> None:
-        pass  # every base that opens has linear layers of plain shapes
+        if self._is_calibrated(options):
+            check_calibration(source)
+
+    def _is_calibrated(self, options: Options) -> bool:
+        return self._kind == "nf4" and options.calibrate
 
     def num_bytes(self, source: Source, options: Options) -> int:
         linears = {f"{module}.weight" for module in linear_shapes(source.base.config)}
@@ -52,7 +57,7 @@ class BitsAndBytes:
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         source = workshop.source
         dtype = wide_dtype(source)
-        is_calibrated = options.calibrate and "calibrate" in self.options
+        is_calibrated = self._is_calibrated(options)
         given = _calibrate(workshop) if is_calibrated else {}
         tensors = self._tensors(workshop, dtype, given)
         num_files = write_shards(folder, tensors, options.shard_bytes)
@@ -109,8 +114,6 @@ def wide_dtype(source: Source) -> torch.dtype:
 
 def _calibrate(workshop: Workshop) -> dict[str, Quantized]:
     """All but weights whose rows do not fill their blocks, which are rounded by themselves."""
-    from export.calibration.calibrate import calibrate
-
     blocks, shapes = Nf4Blocks(), linear_shapes(workshop.source.base.config)
     ours = {f"{module}.weight" for module, (_, width) in shapes.items() if not width % blocks.size}
     form_of = {name: blocks for name in ours}.get

@@ -12,6 +12,7 @@ from gguf import GGUFWriter, LlamaFileType
 
 from artifacts.safe_write import write_bytes
 from export.block_format import Blocks, Quantized
+from export.calibration.calibrate import calibrate, check_calibration
 from export.forms.form import Options, Progress, Workshop
 from export.gguf.lora import write_adapter
 from export.gguf.metadata import add_sizes, architecture, check_model
@@ -38,6 +39,8 @@ class Gguf:
     def check(self, source: Source, options: Options) -> None:
         check_model(source.base.config)
         check_tokenizer(source.base)
+        if self._is_calibrated(options):
+            check_calibration(source)
 
     def num_bytes(self, source: Source, options: Options) -> int:
         config = source.base.config
@@ -55,11 +58,9 @@ class Gguf:
         return chosen
 
     def _is_calibrated(self, options: Options) -> bool:
-        return options.calibrate and "calibrate" in self.options
+        return self.kind == Kind.Q4_0 and options.calibrate
 
     def _calibrate(self, source: Source, progress: Progress) -> dict[str, Quantized]:
-        from export.calibration.calibrate import calibrate
-
         entries = plan(source.base.config, self.kind)
         ours = {entry.source for entry in entries if entry.kind == Kind.Q4_0}
         blocks = Blocks(4, BLOCK)

@@ -12,6 +12,7 @@ import torch
 from artifacts.architecture import EMBEDDING, HEAD, tensor_shapes
 from artifacts.errors import InvalidInput
 from export.block_format import Blocks, Quantized
+from export.calibration.calibrate import calibrate, check_calibration
 from export.forms.form import Options, Workshop
 from export.graph.blocks import Quantizer, quantize
 from export.graph.files import write_graph
@@ -40,6 +41,8 @@ class OnnxBlocks:
                     f"{name}; use at most {best}",
                     param="block_size",
                 )
+        if self._is_calibrated(options):
+            check_calibration(source)
 
     def num_bytes(self, source: Source, options: Options) -> int:
         found = 0.0
@@ -54,9 +57,7 @@ class OnnxBlocks:
     def write(self, workshop: Workshop, options: Options, folder: Path) -> dict[str, Any]:
         source, form_of = workshop.source, partial(self._form, options)
         given: dict[str, Quantized] = {}
-        if options.calibrate and "calibrate" in self.options:
-            from export.calibration.calibrate import calibrate
-
+        if self._is_calibrated(options):
             given = calibrate(source, form_of, workshop.progress)
         model = workshop.skeleton(torch.float32)
         views = quantize(model, Quantizer(MergedTensors(source), form_of, given))
@@ -74,6 +75,9 @@ class OnnxBlocks:
             "activations": "int8",
             "cache": "float32",
         }
+
+    def _is_calibrated(self, options: Options) -> bool:
+        return self._bits == 4 and options.calibrate
 
     def _form(self, options: Options, name: str) -> Blocks | None:
         """How the weight of that name is stored; None: in float32."""

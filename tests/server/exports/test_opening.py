@@ -21,7 +21,7 @@ from server.assembly import build_server
 from server.engine.errors import UnsupportedModel
 from server.engine.load import EngineLimits, build_engine
 from server.engine.memory import is_out_of_memory
-from server.exports import warn_of_proof
+from server.exports import export_facts, warn_of_proof
 from server.settings import Settings
 from tests.server.exports.conftest import write_record
 
@@ -45,6 +45,8 @@ def test_a_merged_export_is_a_base_like_any_other(tiny_base: Path, tmp_path: Pat
     write_record(folder, "merged", tiny_base)
     base = open_base(folder)
     assert base.export is None
+    assert export_facts(base)["export"]["format"] == "merged"
+    assert export_facts(base)["export"]["proof"] == "missing"
     assert base.fingerprint == open_base(tiny_base).fingerprint
 
 
