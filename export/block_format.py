@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_PIECE = 1 << 17  # weights that are searched at a time: they fit a cache
+_PIECE = 1 << 15  # weights that are searched at a time: they fit a cache
 _FACTORS = np.linspace(
     0.6, 1.1, 21, dtype=np.float32
 )  # of the scale that keeps a block's largest weight
