@@ -245,6 +245,7 @@ class FakeBase:
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     context_length: int = 64
     takes_adapters: bool = True
+    record: Any = None
     export: Any = None
     proof: Any = None
 

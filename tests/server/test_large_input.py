@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -55,9 +57,12 @@ class Watch:
 
 
 @pytest.fixture
-def watch(live: Live, engine: FakeEngine) -> Watch:
+def watch(live: Live, engine: FakeEngine) -> Iterator[Watch]:
     engine.script.is_endless, engine.script.delay_s, engine.max_model_len = True, 0.005, 10**6
-    return Watch(live)
+    gc.collect()
+    gc.freeze()  # what all tests before have left is no affair of the server's collections
+    yield Watch(live)
+    gc.unfreeze()
 
 
 def nested(depth: int) -> str:
