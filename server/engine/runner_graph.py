@@ -154,7 +154,7 @@ class GraphRunner:
             positions += [*range(chunk.start, end), *padding]
             starts.append(chunk.start)
             own = _wanted(chunk)
-            wanted += own + own[-1:] * (num_wanted - len(own))
+            wanted += own + [0] * (num_wanted - len(own))
         num_rows = len(call.range)
         return GraphBatch(
             input_ids=torch.tensor(token_ids).view(num_rows, -1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -33,6 +34,7 @@ class HashModel:
 
     def __init__(self) -> None:
         self.adapters: list[str | None] = [None]  # what the cache calls them
+        self._memory = torch.zeros(1 << 20)  # of all logits, as a session's bound output
 
     def run(
         self, batch: GraphBatch, cache: Rows[Tensor], adapter: AdapterInputs | None = None
@@ -40,7 +42,8 @@ class HashModel:
         check_batch(batch, cache)
         keys, values = cache
         number = 0 if adapter is None else int(adapter["number"])
-        logits = torch.zeros((*batch.logits_rows.shape, VOCAB))
+        size = (*batch.logits_rows.shape, VOCAB)
+        logits = self._memory[: math.prod(size)].view(size).zero_()
         for row, start in enumerate(batch.cache_start.tolist()):
             end = start + batch.input_ids.shape[1]
             keys[row, 0, start:end, 0] = batch.input_ids[row].float()

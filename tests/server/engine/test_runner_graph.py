@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 import pytest
 import torch
@@ -19,12 +18,12 @@ from server.engine import graph_cache
 from server.engine.engine import Engine
 from server.engine.errors import NonFiniteLogits
 from server.engine.graph_cache import GraphCache
-from server.engine.graph_plan import Call, plan_calls
+from server.engine.graph_plan import Call
 from server.engine.load import EngineLimits
 from server.engine.load_export import packer
 from server.engine.output import OutputText
 from server.engine.request import GenerationRequest, Sampled, SamplingParams
-from server.engine.runner_graph import GraphRunner
+from server.engine.runner_graph import GraphAdapter, GraphRunner
 from server.engine.scheduler import Chunk, SchedulerLimits
 from server.engine.sequence import Sequence
 from tests.server.engine import test_interleavings
@@ -373,25 +372,19 @@ def test_what_one_part_of_a_step_wrote_is_kept_when_another_makes_the_cache_larg
     assert found.token_id == next_token(None, [1, 2, 3, 7])
 
 
+def test_an_adapter_goes_when_another_takes_one_of_its_rows() -> None:
+    model = HashModel()
+    runner = GraphRunner(model, GraphCache(model.shape, 4, 64), frozenset())
+    one, two, three = (GraphAdapter(num_rows, {}, 1) for num_rows in (4, 4, 8))
+    runner.write_adapter(0, one)
+    runner.write_adapter(4, two)
+    assert runner._adapters == {0: one, 4: two}
+    runner.write_adapter(2, three)
+    assert runner._adapters == {2: three}
+
+
 def hash_sequence(prompt: range) -> Sequence:
     request = GenerationRequest(f"{prompt}", tuple(prompt), GREEDY)
     seq = Sequence(request, OutputText(lambda ids: "", ()), 0.0)
     seq.block_table.append(0)
     return seq
-
-
-def test_calls_join_neighbours_where_the_padding_is_cheaper_than_a_call() -> None:
-    def rows(*chunks: tuple[int, int], places: int = 1000, shunned: tuple[int, ...] = ()) -> object:
-        """(row, tokens) each → the rows and the length of each call."""
-        made = [Chunk(cast("Sequence", f"s{row}"), 0, num) for row, num in chunks]
-        row_of = {chunk.seq: row for chunk, (row, _) in zip(made, chunks, strict=True)}
-        calls = plan_calls(made, row_of, places, shunned)
-        return [(call.rows, call.length) for call in calls]
-
-    assert rows((0, 1), (4, 1), (2, 1)) == [((0, 2, 4), 1)]
-    assert rows((0, 1), (4, 1), (2, 1), shunned=(3,)) == [((0, 2), 1), ((4,), 1)]
-    assert rows((1, 40), (0, 30)) == [((0, 1), 40)]
-    assert rows((0, 30), (2, 40)) == [((0,), 30), ((2,), 40)], "prompts leave no row out"
-    assert rows((0, 30), (1, 400)) == [((0,), 30), ((1,), 400)]
-    assert rows((0, 30), (1, 40), places=39) == [((0,), 30), ((1,), 40)]
-    assert rows((0, 1), (1, 1), (2, 300)) == [((0, 1), 1), ((2,), 300)]
