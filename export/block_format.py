@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _PIECE = 1 << 15  # weights that are searched at a time: they fit a cache
-_FACTORS = np.linspace(
-    0.6, 1.1, 21, dtype=np.float32
-)  # of the scale that keeps a block's largest weight
+_FACTORS = np.linspace(0.6, 1.1, 21, dtype=np.float32)  # of the full scale
 
 Quantized = tuple[np.ndarray, np.ndarray]  # [out, blocks, bytes], [out, blocks]
 

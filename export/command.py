@@ -101,7 +101,8 @@ def run_command(
         bool | None,
         typer.Option(
             "--calibrate/--no-calibrate",
-            help="onnx-int4: fit the rounding to texts that the model writes itself; default: do",
+            help="onnx-int4, nf4, gguf-q4_0: fit the rounding to texts that the model writes "
+            "itself (default; takes the whole model in float32), or round to nearest",
         ),
     ] = None,
     pt2: Annotated[

@@ -28,7 +28,8 @@ class Options:
     shard_bytes: int = 5 * 10**9
     block_size: int = 64  # onnx-int4, onnx-int8: weights that share a scale
     keep_head: bool = False  # onnx-int4, onnx-int8: embedding and lm_head stay wider
-    calibrate: bool = True  # onnx-int4: round by what the model computes, not weight by weight
+    # onnx-int4, nf4, gguf-q4_0: round by what the model computes, not weight by weight
+    calibrate: bool = True
     pt2: bool = True  # torchscript: torch.export's program beside it, with the weights again
 
 

@@ -8,7 +8,7 @@ a scale for the whole batch would make it do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -33,7 +33,7 @@ class Quantizer:
 
     weights: Weights
     form_of: FormOf
-    given: Mapping[str, Quantized] = field(default_factory=dict)
+    given: Mapping[str, Quantized]
 
     def parts(self, weight: ir.Value, form: Blocks) -> Callable[[int], np.ndarray]:
         """Blocks (0) and scales (1); made for the first that is asked for, kept for the second."""
